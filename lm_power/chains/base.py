@@ -1,0 +1,102 @@
+"""What every chain has: its state, its keyed random numbers, its protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from lm_power.records import FinishedBy, FloatArray, IntArray, Request, Segment
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A chain's current completion and its place in the schedule.
+
+    Attributes:
+        tokens, log_p, log_q: [n], as in `Segment`, for the whole completion.
+        finished_by: why the completion is terminal at its horizon; None before the first draw.
+        stage: stage k = 1, 2, … of the schedule (SPEC: horizon L_k = min(k·B, T)).
+        step: Metropolis-Hastings steps done in this stage; None until the stage's extension is done.
+        done: the chain has finished; the completion is its result.
+    """
+
+    tokens: IntArray
+    log_p: FloatArray
+    log_q: FloatArray
+    finished_by: FinishedBy | None = None
+    stage: int = 1
+    step: int | None = None
+    done: bool = False
+
+    def __len__(self) -> int:
+        """Completion length in tokens."""
+        return len(self.tokens)
+
+    def spliced(self, keep: int, segment: Segment) -> State:
+        """This state with everything from token `keep` on replaced by `segment`."""
+        return dataclasses.replace(
+            self,
+            tokens=np.concatenate([self.tokens[:keep], segment.tokens]),
+            log_p=np.concatenate([self.log_p[:keep], segment.log_p]),
+            log_q=np.concatenate([self.log_q[:keep], segment.log_q]),
+            finished_by=segment.finished_by,
+        )
+
+
+EMPTY_STATE = State(np.empty(0, np.int64), np.empty(0), np.empty(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What happened in one `advance`: diagnostics only.
+
+    Attributes:
+        proposed: the request was a Metropolis-Hastings proposal (not an extension).
+        accepted: the segment is part of the new state; if not, the old state stands.
+        log_ratio: log acceptance ratio r, nats; None for an extension.
+    """
+
+    proposed: bool
+    accepted: bool
+    log_ratio: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Random numbers keyed by (seed, prompt, repeat) and addressed by (stage, step).
+
+    A counter-based generator (Philox, Salmon et al. 2011): what a chain draws at a stage and step depends on
+    nothing else, so completions do not depend on batch size, order, other requests or process count.
+    """
+
+    key: int
+
+    @classmethod
+    def for_request(cls, seed: int, prompt_ids: Sequence[int], repeat: int) -> Stream:
+        """The stream of the `repeat`-th completion of a prompt."""
+        text = f"{seed}|{repeat}|{','.join(map(str, prompt_ids))}"
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        return cls(int.from_bytes(digest, "little"))
+
+    def at(self, stage: int, step: int) -> np.random.Generator:
+        """The generator for one step; two calls with the same arguments give the same numbers."""
+        key = [self.key & (2**64 - 1), self.key >> 64]
+        return np.random.Generator(
+            np.random.Philox(key=np.array(key, np.uint64), counter=np.array([0, 0, stage, step], np.uint64))
+        )
+
+
+class Chain(Protocol):
+    """An algorithm: State in, Request out, Segment in, State out. It knows no model and does no I/O."""
+
+    def propose(self, state: State, stream: Stream) -> Request:
+        """What to decode next. `state.done` must be false."""
+        ...
+
+    def advance(self, state: State, request: Request, segment: Segment) -> tuple[State, Info]:
+        """The next state, given what was decoded for `request`."""
+        ...

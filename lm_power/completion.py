@@ -1,0 +1,117 @@
+"""What sampling hands back: a text that remembers how it came about."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """What one completion cost.
+
+    Attributes:
+        proposals: Metropolis-Hastings proposals made.
+        accepted: proposals accepted.
+        tokens_decoded: tokens decoded for it, rejected work included.
+        tokens_reused: tokens of earlier decodes that proposals took over unchanged (their kept prefixes).
+        seconds: wall-clock from its start on the engine to its end, shared with the rows beside it.
+    """
+
+    proposals: int = 0
+    accepted: int = 0
+    tokens_decoded: int = 0
+    tokens_reused: int = 0
+    seconds: float = 0.0
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted proposals over proposals; None where none was made."""
+        return self.accepted / self.proposals if self.proposals else None
+
+
+class Completion(str):
+    """One completion of one prompt: a `str`, so that every consumer of texts takes it as it is.
+
+    Being a string it passes through lm-eval's caches, filters and gathers, and its record goes along.
+
+    Attributes:
+        token_ids: the tokens drawn, EOS or the tokens that complete the stop string included.
+        log_probs: raw log p(x_t | prompt, x_<t) under the model, nats, one a token.
+        finish_reason: "eos", "stop" or "length"; None for padding.
+        stats: what it cost.
+        is_padding: an empty stand-in that fills up an uneven data-parallel batch; to be left out of metrics.
+
+    >>> c = Completion("4", token_ids=[7, 1], log_probs=[-0.5, -0.1], finish_reason="eos")
+    >>> c.text, c == "4", round(c.self_reward, 3)
+    ('4', True, -0.3)
+    """
+
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finish_reason: str | None
+    stats: Stats
+    is_padding: bool
+
+    def __new__(
+        cls,
+        text: str,
+        token_ids: Sequence[int] = (),
+        log_probs: Sequence[float] = (),
+        finish_reason: str | None = None,
+        stats: Stats | None = None,
+        is_padding: bool = False,
+    ) -> Completion:
+        """Make a completion; the arguments are the attributes."""
+        self = super().__new__(cls, text)
+        self.token_ids = tuple(token_ids)
+        self.log_probs = tuple(log_probs)
+        self.finish_reason = finish_reason
+        self.stats = stats if stats is not None else Stats()
+        self.is_padding = is_padding
+        return self
+
+    @property
+    def text(self) -> str:
+        """The text as a plain `str`: EOS left out, cut before the stop string."""
+        return str.__str__(self)
+
+    @property
+    def sum_log_prob(self) -> float:
+        """log p(x | prompt), nats."""
+        return math.fsum(self.log_probs)
+
+    @property
+    def self_reward(self) -> float:
+        """`(1/|x|) Σ_t log p(x_t | x_<t)`, nats a token, EOS included (Tomihari & Sato 2026)."""
+        return self.sum_log_prob / len(self.log_probs) if self.log_probs else math.nan
+
+    def record(self) -> dict[str, Any]:
+        """The completion's own fields of a store line."""
+        return {
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "log_probs": list(self.log_probs),
+            "sum_log_prob": self.sum_log_prob,
+            "self_reward": self.self_reward,
+            "finish_reason": self.finish_reason,
+            "stats": dataclasses.asdict(self.stats),
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Completion:
+        """The completion that `record` was written from; raises KeyError for a missing field."""
+        return cls(
+            record["text"],
+            token_ids=record["token_ids"],
+            log_probs=record["log_probs"],
+            finish_reason=record["finish_reason"],
+            stats=Stats(**record["stats"]),
+        )
+
+
+def padding_completion() -> Completion:
+    """The empty, marked completion handed back for a data-parallel padding request."""
+    return Completion("", is_padding=True)

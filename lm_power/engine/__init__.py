@@ -1,0 +1,9 @@
+"""Decodes Requests in a batch that is always full: KV rows, stop rules, model backend. Knows no MCMC."""
+
+from __future__ import annotations
+
+from lm_power.engine.backend import HFBackend, UnsupportedModelError
+from lm_power.engine.engine import Engine
+from lm_power.engine.stopping import StopStrings
+
+__all__ = ["Engine", "HFBackend", "StopStrings", "UnsupportedModelError"]

@@ -1,0 +1,180 @@
+"""Runs a Hugging Face causal LM over rows of a `RowCache`, and refuses what it cannot run rightly."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from lm_power.engine.kv_cache import LayerShape, RowCache
+from lm_power.engine.masks import SUPPORTED_ATTENTION, accept_row_positions
+from lm_power.target import log_probabilities
+
+# Largest |Δ log p| between decoding in rows and one full forward, in units of the logits' spread. Rounding
+# stays an order of magnitude below; a cache or mask that is not understood gives differences of order 1.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
+
+
+class UnsupportedModelError(ValueError):
+    """The engine cannot serve this model rightly; the message says why and what can be done."""
+
+
+class HFBackend:
+    """A causal LM with a key/value cache, decoded row by row.
+
+    Args:
+        model: transformers causal LM, or a PEFT model around one; on one device or spread by a device map.
+        verify: decode a few ragged rows and compare with a full forward pass (recommended: it catches
+            architectures whose cache works in a way not foreseen here).
+
+    Raises:
+        UnsupportedModelError: encoder-decoder; recurrent, convolutional or otherwise unknown cache;
+            attention implementation without explicit masks; or the comparison failed.
+    """
+
+    def __init__(self, model: PreTrainedModel, verify: bool = True) -> None:
+        self.model = model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.config = base.config.get_text_config()
+        self.name = type(base).__name__
+        if getattr(base.config, "is_encoder_decoder", False):
+            raise UnsupportedModelError(
+                f"{self.name} is an encoder-decoder model; power sampling here needs a decoder-only causal LM"
+            )
+        attention = getattr(self.config, "_attn_implementation", None)
+        if attention not in SUPPORTED_ATTENTION:
+            raise UnsupportedModelError(
+                f"attn_implementation={attention!r}: rows at positions of their own need explicit masks; "
+                f"load the model with attn_implementation={' or '.join(map(repr, SUPPORTED_ATTENTION))}"
+            )
+        accept_row_positions()
+        self.vocabulary: int = base.get_output_embeddings().weight.shape[0]
+        self.input_device: torch.device = base.get_input_embeddings().weight.device
+        accepts = inspect.signature(base.forward).parameters
+        self._options: dict[str, Any] = {"use_cache": True}
+        if "logits_to_keep" in accepts:
+            self._options["logits_to_keep"] = 1
+        self.shapes = self._probe()
+        heads = getattr(self.config, "num_attention_heads", self.shapes[0].heads)
+        self.query_groups = max(1, heads // self.shapes[0].heads)  # query heads that share a key/value head
+        self.max_positions = self._max_positions()
+        if verify:
+            self._verify()
+
+    @torch.inference_mode()
+    def forward(self, cache: RowCache, first: int, tokens: Tensor, positions: Tensor, slots: Tensor, length: int) -> Tensor:
+        """Feed tokens to rows [first, first + rows) of the cache.
+
+        Args:
+            cache: where keys and values are read and written.
+            first: first row.
+            tokens, positions, slots: [rows, queries] int64 on `input_device`; see `RowCache.look_at`.
+            length: slots shown to the attention.
+
+        Returns:
+            [rows, vocabulary] logits of the last query of each row.
+        """
+        cache.look_at(first, positions, slots, length)
+        output = self.model(
+            input_ids=tokens, position_ids=positions, past_key_values=cache, **self._options
+        )
+        return output.logits[:, -1]
+
+    @torch.inference_mode()
+    def prefill(self, cache: RowCache, row: int, tokens: Sequence[int], chunk: int) -> None:
+        """Write the keys and values of `tokens` to slots 0, 1, … of a row, `chunk` tokens at a time.
+
+        One row at a time and in fixed chunks: what is stored depends on the tokens alone, not on which
+        other prompts happen to start at the same moment.
+        """
+        for start in range(0, len(tokens), chunk):
+            ids = torch.tensor([tokens[start : start + chunk]], device=self.input_device)
+            slots = torch.arange(start, start + ids.shape[1], device=self.input_device)[None]
+            self.forward(cache, row, ids, slots, slots, start + ids.shape[1])
+
+    @torch.inference_mode()
+    def _probe(self) -> list[LayerShape]:
+        """Shapes of what each layer caches, from a forward pass over two tokens."""
+        tokens = torch.zeros((1, 2), dtype=torch.long, device=self.input_device)
+        cache = DynamicCache(config=self.config)
+        output = self.model(input_ids=tokens, past_key_values=cache, use_cache=True)
+        used = getattr(output, "past_key_values", None)
+        layers = used.layers if used is cache else []
+        shapes = []
+        for index, layer in enumerate(layers):
+            keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+            plain = isinstance(layer, CacheLayerMixin) and not hasattr(layer, "conv_states")
+            if not (plain and keys is not None and keys.ndim == 4 and keys.shape[2] == 2):
+                raise self._refused(f"its layer {index} keeps a {type(layer).__name__}")
+            shapes.append(
+                LayerShape(keys.shape[1], keys.shape[3], values.shape[3], keys.dtype, keys.device)
+            )
+        if not shapes:
+            raise self._refused("it returns no key/value cache")
+        return shapes
+
+    def _refused(self, why: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{self.name} ({self.config.model_type}) cannot be rewound: {why}. The engine needs a key and a "
+            "value a token in every layer; recurrent, convolutional and hybrid caches (Mamba, RWKV, Jamba …) "
+            "have none. Use a transformer with attention layers only"
+        )
+
+    def _max_positions(self) -> int | None:
+        """Positions up to which the model's law does not depend on what else is in the batch, or None."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        ropes = getattr(self.config, "rope_parameters", None) or {}
+        for rope in [ropes, *(part for part in ropes.values() if isinstance(part, dict))]:
+            kind = rope.get("rope_type", rope.get("type"))
+            if kind == "dynamic":
+                raise UnsupportedModelError(
+                    f"{self.name}: rope_type 'dynamic' rescales all rows by the longest one; load the model "
+                    "with another rope_scaling"
+                )
+            if kind == "longrope":
+                # Past the original window transformers switches all rows of a batch to other angles.
+                original = rope.get("original_max_position_embeddings") or getattr(
+                    self.config, "original_max_position_embeddings", None
+                )
+                limit = min(filter(None, (limit, original)), default=None)
+        return limit
+
+    @torch.inference_mode()
+    def _verify(self) -> None:
+        """Decode three ragged rows, one of them rewound, and compare with full forward passes."""
+        device, size = self.input_device, 9
+        mixed = torch.arange(3 * size, device=device).view(3, size) * 7919 + 13
+        tokens = mixed % self.vocabulary
+        start = torch.tensor([1, 4, 2], device=device)
+        cache = RowCache(self.shapes, rows=3, length=size, shadow=True)
+        for row, stop in enumerate(start.tolist()):
+            self.prefill(cache, row, tokens[row, :stop].tolist(), chunk=3)
+        cache.save(1, 2, 4)
+        slots = torch.tensor([[cache.trash], [3], [cache.trash]], device=device)
+        idle = torch.zeros_like(slots)
+        self.forward(cache, 0, idle, torch.where(slots == 3, slots, idle), slots, size)
+        cache.restore(1, 2, 4)
+        worst = spread = 0.0
+        reference = [
+            self.model(input_ids=tokens[row : row + 1], use_cache=False).logits[0] for row in range(3)
+        ]
+        for step in range(4):
+            at = start[:, None] + step
+            logits = self.forward(cache, 0, tokens.gather(1, at), at, at, size)
+            for row in range(3):
+                expected = reference[row][int(at[row])]
+                difference = log_probabilities(logits[row]) - log_probabilities(expected)
+                worst = max(worst, float(difference.abs().max()))
+                spread = max(spread, float(expected.float().std()))
+        tolerance = _TOLERANCE.get(self.shapes[0].dtype, 0.25)
+        if not worst <= tolerance * max(spread, 1.0):
+            raise UnsupportedModelError(
+                f"{self.name} ({self.config.model_type}): decoding in rows differs from a full forward pass by "
+                f"{worst:.3g} nats (tolerance {tolerance * max(spread, 1.0):.3g}); its cache or masks work in a "
+                "way the engine does not know, and its samples would be wrong"
+            )

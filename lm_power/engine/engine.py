@@ -1,0 +1,197 @@
+"""The decode loop: rows at positions of their own, stepped together, rewound and restored one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lm_power.engine.backend import HFBackend
+from lm_power.engine.kv_cache import RowCache
+from lm_power.engine.stopping import StopStrings
+from lm_power.records import FinishedBy, Request, Segment
+from lm_power.target import draw, log_probabilities, log_proposal
+
+
+@dataclasses.dataclass
+class Counters:
+    """What the engine has done so far, in tokens.
+
+    Attributes:
+        decoded: tokens drawn.
+        prefilled: prompt tokens run through the model.
+        steps: forward passes over the rows.
+    """
+
+    decoded: int = 0
+    prefilled: int = 0
+    steps: int = 0
+
+
+class Engine:
+    """Decodes one `Request` a row, all rows in one forward pass a token.
+
+    A row holds a prompt and a completion. `submit` rewinds it to the request's prefix and saves what may be
+    overwritten; `step` draws one token in every busy row and hands back the segments that have ended;
+    `settle` keeps a row's new segment or puts the old completion back. Nothing is prefilled after the prompt.
+
+    The batch always has `rows` rows: idle ones run along, writing to a trash slot, so that the numbers of a
+    row do not depend on how many others are busy.
+
+    Args:
+        backend: runs the model.
+        rows: rows of the batch.
+        prompt_length: longest prompt, tokens.
+        max_new_tokens: longest completion, tokens.
+        eos_ids: token ids that end a completion.
+        stops: stop strings.
+        rewinds: whether requests will ever be settled by rejection (needs twice the cache).
+        prefill_chunk: prompt tokens a forward pass, at most.
+    """
+
+    BUCKET = 64  # the attention sees a multiple of this many slots, so that few shapes occur
+
+    def __init__(
+        self,
+        backend: HFBackend,
+        rows: int,
+        prompt_length: int,
+        max_new_tokens: int,
+        eos_ids: Sequence[int],
+        stops: StopStrings,
+        rewinds: bool = True,
+        prefill_chunk: int = 512,
+    ) -> None:
+        self.backend, self.rows, self.stops = backend, rows, stops
+        self.counters = Counters()
+        self._chunk = prefill_chunk
+        self._cache = RowCache(backend.shapes, rows, prompt_length + max_new_tokens, shadow=rewinds)
+        self._is_eos = np.zeros(backend.vocabulary, dtype=bool)
+        self._is_eos[list(eos_ids)] = True
+        self._prompts: list[tuple[int, ...]] = [()] * rows  # whose keys and values lie in the row's first slots
+        self._saved: list[tuple[int, int]] = [(0, 0)] * rows  # completion tokens [keep, length) in the shadow
+        # Column 0 of the history is the last prompt token, column t + 1 the completion's token t: the
+        # token to feed is always the one before the token to draw.
+        self._history = np.zeros((rows, max_new_tokens + 1), np.int64)
+        self._saved_history = np.zeros_like(self._history)
+        self._log_p = np.zeros((rows, max_new_tokens))
+        self._log_q = np.zeros((rows, max_new_tokens))
+        self._uniforms = np.zeros((rows, max_new_tokens))
+        self._busy = np.zeros(rows, dtype=bool)
+        self._length = np.zeros(rows, np.int64)  # tokens of the completion so far
+        self._keep = np.zeros(rows, np.int64)
+        self._horizon = np.zeros(rows, np.int64)
+        self._prompt_length = np.ones(rows, np.int64)
+        self._beta = np.ones(rows)
+
+    def load(self, row: int, prompt: Sequence[int]) -> None:
+        """Make an idle row ready for completions of `prompt` ([n] token ids, n ≥ 1).
+
+        Prefills all but the last prompt token, which the first decode step feeds; or copies its keys and
+        values from a row that still holds the same prompt.
+        """
+        prompt = tuple(prompt)
+        stop = len(prompt) - 1
+        if prompt not in self._prompts:
+            self._prompts[row] = ()
+            self.backend.prefill(self._cache, row, prompt[:-1], self._chunk)
+            self.counters.prefilled += stop
+        elif self._prompts[row] != prompt:
+            self._cache.copy_row(self._prompts.index(prompt), row, stop)
+        self._prompts[row] = prompt
+        self._prompt_length[row] = len(prompt)
+        self._length[row] = 0
+        self._history[row, 0] = prompt[-1]
+
+    def submit(self, row: int, request: Request) -> None:
+        """Rewind a row to the request's prefix and let it decode from there."""
+        keep, length = request.keep, int(self._length[row])
+        self._saved[row] = (keep, length)
+        if keep < length:
+            # Slots of tokens keep − 1 … length − 2: feeding token keep − 1 again rewrites its own slot, and
+            # the last token's slot is filled only once something is drawn after it.
+            before = int(self._prompt_length[row]) - 1
+            self._cache.save(row, before + keep, before + length)
+            self._saved_history[row, keep + 1 : length + 1] = self._history[row, keep + 1 : length + 1]
+        self._uniforms[row, keep : request.horizon] = request.uniforms
+        self._length[row] = self._keep[row] = keep
+        self._horizon[row] = request.horizon
+        self._beta[row] = request.beta
+        self._busy[row] = True
+
+    def settle(self, row: int, accepted: bool) -> None:
+        """Keep a row's new segment, or put back the completion that it was proposed against."""
+        if accepted:
+            return
+        keep, length = self._saved[row]
+        before = int(self._prompt_length[row]) - 1
+        self._cache.restore(row, before + keep, before + length)
+        self._history[row, keep + 1 : length + 1] = self._saved_history[row, keep + 1 : length + 1]
+        self._length[row] = length
+
+    def step(self) -> list[tuple[int, Segment]]:
+        """Draw one token in every busy row; the (row, segment) pairs that ended with it."""
+        busy = np.flatnonzero(self._busy)
+        if not len(busy):
+            return []
+        tokens, log_p, log_q = self._draw()
+        at = self._length[busy]
+        self._history[busy, at + 1] = tokens[busy]
+        self._log_p[busy, at] = log_p[busy]
+        self._log_q[busy, at] = log_q[busy]
+        self._length[busy] += 1
+        self.counters.decoded += len(busy)
+        self.counters.steps += 1
+        drawn = tokens[busy]
+        ending = self._is_eos[drawn] | (self._length[busy] >= self._horizon[busy])
+        ending |= self.stops.candidates[drawn]
+        finished = []
+        for row in busy[ending].tolist():
+            reason = self._ended_by(row)
+            if reason is not None:
+                self._busy[row] = False
+                finished.append((row, self._segment(row, reason)))
+        return finished
+
+    def _draw(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """([rows] tokens, [rows] log p, [rows] log q) of one draw in every row, idle ones included."""
+        every = np.arange(self.rows)
+        # An idle row sits at position 0, where it sees one finite key, and writes to the trash slot.
+        positions = np.where(self._busy, self._prompt_length + self._length - 1, 0)
+        slots = np.where(self._busy, positions, self._cache.trash)
+        feed = np.where(self._busy, self._history[every, self._length], 0)
+        room = self._uniforms.shape[1] - 1
+        uniforms = self._uniforms[every, np.minimum(self._length, room)]
+        longest = int(positions.max()) + 1
+        shown = min(-(-longest // self.BUCKET) * self.BUCKET, self._cache.length)
+        device = self.backend.input_device
+        feed_, positions_, slots_ = torch.from_numpy(np.stack([feed, positions, slots])).to(device)[..., None]
+        logits = self.backend.forward(self._cache, 0, feed_, positions_, slots_, shown)
+        with torch.inference_mode():
+            log_p = log_probabilities(logits)
+            log_q = log_proposal(log_p, torch.from_numpy(self._beta).to(log_p.device))
+            drawn = draw(log_q, torch.from_numpy(uniforms).to(log_p.device))[:, None]
+            # One transfer: token ids are exact in float64.
+            pack = torch.cat([drawn.double(), log_p.gather(1, drawn).double(), log_q.gather(1, drawn).double()], 1)
+        tokens, chosen_p, chosen_q = pack.cpu().numpy().T
+        return tokens.astype(np.int64), chosen_p, chosen_q
+
+    def _ended_by(self, row: int) -> FinishedBy | None:
+        length = int(self._length[row])
+        last = int(self._history[row, length])
+        if self._is_eos[last]:
+            return FinishedBy.EOS
+        if self.stops.completed(self._history[row, 1 : length + 1]):
+            return FinishedBy.STOP
+        return FinishedBy.HORIZON if length >= self._horizon[row] else None
+
+    def _segment(self, row: int, reason: FinishedBy) -> Segment:
+        start, stop = int(self._keep[row]), int(self._length[row])
+        return Segment(
+            tokens=self._history[row, start + 1 : stop + 1].copy(),
+            log_p=self._log_p[row, start:stop].copy(),
+            log_q=self._log_q[row, start:stop].copy(),
+            finished_by=reason,
+        )

@@ -1,0 +1,67 @@
+"""Attention masks for rows that stand at positions of their own.
+
+transformers lets a model build its own mask for each layer type (full, sliding window) from one query offset
+for the whole batch. Here every row has its own positions: `RowCache.get_query_offset` returns them as a
+[rows, queries] tensor, and the mask functions of `sdpa` and `eager` are taught to broadcast it. Any other
+offset goes to the original function, so nothing changes for models outside the engine.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+
+SUPPORTED_ATTENTION = ("sdpa", "eager")
+
+
+def accept_row_positions() -> None:
+    """Teach transformers' mask functions [rows, queries] query offsets. Calling it again changes nothing."""
+    for name in SUPPORTED_ATTENTION:
+        original = ALL_MASK_ATTENTION_FUNCTIONS[name]
+        if not hasattr(original, "accepts_row_positions"):
+            ALL_MASK_ATTENTION_FUNCTIONS[name] = _broadcasting(original, additive=name == "eager")
+
+
+def _broadcasting(original: Callable[..., Any], additive: bool) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def mask(*args: Any, q_offset: int | Tensor = 0, **kwargs: Any) -> Tensor | None:
+        if not (isinstance(q_offset, Tensor) and q_offset.ndim == 2):
+            return original(*args, q_offset=q_offset, **kwargs)
+        return _row_mask(q_offset, additive, **kwargs)
+
+    mask.accepts_row_positions = True  # type: ignore[attr-defined]
+    return mask
+
+
+def _row_mask(
+    positions: Tensor,
+    additive: bool,
+    *,
+    kv_length: int,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Tensor] = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    **_: Any,
+) -> Tensor:
+    """[rows, 1, queries, kv_length]: True (or 0) where the query at its row's position sees the key.
+
+    `mask_function` compares indices only (causal, sliding window …), so tensors of positions broadcast
+    through it. The engine never pads with a 2D mask; a model that makes one up is not understood here.
+    """
+    if attention_mask is not None:
+        raise NotImplementedError("a padding mask together with per-row positions")
+    rows = torch.arange(positions.shape[0], device=positions.device)[:, None, None, None]
+    head = torch.zeros(1, dtype=torch.long, device=positions.device)[None, :, None, None]
+    keys = torch.arange(kv_length, device=positions.device)[None, None, None, :] + kv_offset
+    visible = mask_function(rows, head, positions[:, None, :, None], keys)
+    visible = visible.expand(positions.shape[0], -1, positions.shape[1], kv_length)
+    if not additive:
+        return visible
+    hidden = torch.finfo(dtype).min
+    return torch.where(visible, torch.zeros((), dtype=dtype, device=visible.device), hidden)

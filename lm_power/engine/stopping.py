@@ -1,0 +1,88 @@
+"""When a completion ends: EOS ids and stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_power.config import OptionError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class StopStrings:
+    """Tells whether the token just drawn completed a stop string in the decoded text.
+
+    A table over the vocabulary says which tokens could complete one at all, so that text is decoded at
+    those tokens only, and only as much of its end as a stop string can reach.
+
+    Args:
+        tokenizer: may be None if there are no stop strings.
+        stop: stop strings, none of them empty.
+        vocabulary: number of token ids the model can draw.
+
+    Raises:
+        OptionError: an empty stop string, or stop strings without a tokenizer.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase | None, stop: Sequence[str], vocabulary: int
+    ) -> None:
+        for string in stop:
+            if not isinstance(string, str) or not string:
+                raise OptionError(f"stop={list(stop)!r}: every stop string must be a non-empty string")
+        if stop and tokenizer is None:
+            raise OptionError(f"stop={list(stop)!r}: stop strings need a tokenizer")
+        self.strings = tuple(dict.fromkeys(stop))
+        self._tokenizer = tokenizer
+        self._reach = max(map(len, self.strings), default=0)
+        self.candidates: NDArray[np.bool_] = np.zeros(vocabulary, dtype=bool)
+        if self.strings and tokenizer is not None:
+            known = min(vocabulary, len(tokenizer))
+            texts = tokenizer.batch_decode([[token] for token in range(known)])
+            self.candidates[:known] = [self._may_complete(text) for text in texts]
+
+    def completed(self, tokens: Sequence[int]) -> bool:
+        """Whether the text of `tokens`, which held no stop string before its last token, now holds one."""
+        if not self.candidates[tokens[-1]]:
+            return False
+        back = 2
+        while True:
+            # The head's text reaches a stop string's length back, and one character more, because a
+            # tokenizer may treat the first one specially (a leading space, a split multi-byte character).
+            tail = tokens[-back:]
+            if back >= len(tokens) or len(self._decode(tail[:-1])) > self._reach + 1:
+                break
+            back *= 2
+        text = self._decode(tail)
+        return any(string in text for string in self.strings)
+
+    def cut(self, text: str) -> str:
+        """`text` up to the first stop string."""
+        ends = [at for string in self.strings if (at := text.find(string)) >= 0]
+        return text[: min(ends)] if ends else text
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        # Special tokens are kept: a stop string such as <|im_end|> may be one.
+        assert self._tokenizer is not None
+        text = self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def _may_complete(self, text: str) -> bool:
+        """Whether a token of this text can end in, hold, or reach past the end of a stop string.
+
+        Alone, a token loses the leading space that some tokenizers give it inside a text, and a piece of a
+        multi-byte character shows as U+FFFD: the first is tried both ways, the second always counts.
+        """
+        if "\ufffd" in text:
+            return True
+        return any(
+            string in piece or any(string.endswith(piece[:n]) for n in range(1, len(piece) + 1))
+            for string in self.strings
+            for piece in (text, " " + text)
+        )

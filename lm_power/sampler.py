@@ -1,0 +1,316 @@
+"""PowerSampler: many chains on one engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from lm_power.chains import EMPTY_STATE, Info, State, Stream, make_chain
+from lm_power.completion import Completion, Stats
+from lm_power.config import OptionError, SamplerConfig
+from lm_power.engine import Engine, HFBackend, StopStrings
+from lm_power.engine.memory import rows_that_fit
+from lm_power.progress import Progress, progress_bar
+from lm_power.records import FinishedBy, Request, Segment
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One completion to draw.
+
+    Attributes:
+        prompt_ids: token ids of the prompt, at least one.
+        repeat: which completion of this prompt it is; 0, 1, … have streams of their own.
+    """
+
+    prompt_ids: tuple[int, ...]
+    repeat: int = 0
+
+
+class PowerSampler:
+    """Draws completions of a causal LM from p(x)^alpha, and from its relatives.
+
+    Args:
+        model: transformers causal LM (or a PEFT model around one).
+        tokenizer: its tokenizer; None if prompts are token ids and texts are not wanted.
+        max_rows: completions decoded side by side, or "auto" for as many as fit.
+        eos_token_ids: tokens that end a completion; default: those of the model's generation config (or
+            config) and of the tokenizer.
+
+    Raises:
+        UnsupportedModelError: the engine cannot serve this architecture.
+        OptionError: no EOS token is known, or `max_rows` is not a whole number ≥ 1 or "auto".
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        max_rows: int | Literal["auto"] = 64,
+        eos_token_ids: Sequence[int] | None = None,
+    ) -> None:
+        if max_rows != "auto" and (isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1):
+            raise OptionError(f"max_rows={max_rows!r}: must be a whole number >= 1, or 'auto'")
+        model.eval()
+        self.tokenizer, self.max_rows = tokenizer, max_rows
+        found = find_eos_ids(model, tokenizer) if eos_token_ids is None else eos_token_ids
+        self.backend = HFBackend(model)
+        self.eos_ids = tuple(sorted(set(found)))
+        outside = [token for token in self.eos_ids if not 0 <= token < self.backend.vocabulary]
+        if not self.eos_ids or outside:
+            what = f"ids {outside} lie outside the vocabulary" if outside else "none is known"
+            raise OptionError(
+                f"the model's EOS token: {what}; completions of variable length need one: set "
+                "model.generation_config.eos_token_id, or pass eos_token_ids"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained: str,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        max_rows: int | Literal["auto"] = 64,
+        peft: str | None = None,
+        **model_options: Any,
+    ) -> PowerSampler:
+        """A sampler for a checkpoint.
+
+        Args:
+            pretrained: hub id or folder.
+            device: where to put the model; default: the GPU if there is one, else the CPU.
+            dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
+            max_rows: see the class.
+            peft: hub id or folder of a PEFT adapter to load on top.
+            model_options: for `AutoModelForCausalLM.from_pretrained`.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        if "device_map" not in model_options:
+            model_options["device_map"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, **model_options)
+        if peft is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, peft)
+        revision = {k: v for k, v in model_options.items() if k in ("revision", "trust_remote_code", "token")}
+        return cls(model, AutoTokenizer.from_pretrained(pretrained, **revision), max_rows=max_rows)
+
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        n: int = 1,
+        *,
+        stop: str | Sequence[str] = (),
+        progress: bool = False,
+        **options: Any,
+    ) -> list[list[Completion]]:
+        """`n` completions of each prompt: `out[i][j]` is the j-th of prompt i.
+
+        The same seed, prompt and j give the same completion, whatever the other prompts.
+
+        Args:
+            prompts: texts, or token ids.
+            n: completions a prompt, ≥ 1.
+            stop: strings that end a completion; the text is cut before them, the tokens are not.
+            progress: show a progress bar on stderr.
+            options: those of `SamplerConfig`: method, alpha, block_size, seed …
+
+        Raises:
+            OptionError: a wrong or unknown option, or a prompt that is empty, has ids outside the
+                vocabulary, or leaves no room for a completion. Nothing is decoded then.
+        """
+        if isinstance(prompts, str):
+            raise OptionError("prompts: must be a list of prompts; for one prompt write [prompt]")
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise OptionError(f"n={n!r}: must be a whole number >= 1")
+        config = SamplerConfig().replace(**options)
+        encoded = [self.encode(prompt) for prompt in prompts]
+        jobs = [Job(ids, repeat) for ids in encoded for repeat in range(n)]
+        drawn: list[Completion | None] = [None] * len(jobs)
+        for index, completion in self.sample(jobs, config, stop, progress=progress):
+            drawn[index] = completion
+        finished = iter(completion for completion in drawn if completion is not None)
+        return [list(itertools.islice(finished, n)) for _ in prompts]
+
+    def encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        """Token ids of a prompt: texts by the tokenizer, with its special tokens unless already there."""
+        if not isinstance(prompt, str):
+            return tuple(int(token) for token in prompt)
+        if self.tokenizer is None:
+            raise OptionError(f"prompt={prompt[:40]!r}: without a tokenizer prompts must be token ids")
+        bos = self.tokenizer.bos_token
+        doubled = bool(bos) and prompt.startswith(bos)
+        return tuple(self.tokenizer.encode(prompt, add_special_tokens=not doubled))
+
+    def sample(
+        self,
+        jobs: Sequence[Job],
+        config: SamplerConfig,
+        stop: str | Sequence[str] = (),
+        *,
+        rows: int | None = None,
+        progress: bool | Progress = False,
+    ) -> Iterator[tuple[int, Completion]]:
+        """Draw the jobs' completions; yields (index of the job, completion) as they finish.
+
+        All checks run at the call, before anything is decoded.
+
+        Args:
+            jobs: what to draw.
+            config: how.
+            stop: stop strings.
+            rows: rows of the batch; default `max_rows`, at most one a job.
+            progress: a bar on stderr, or counters to report to.
+
+        Raises:
+            OptionError: as `generate`.
+        """
+        stops = StopStrings(self.tokenizer, [stop] if isinstance(stop, str) else list(stop), self.backend.vocabulary)
+        for job in jobs:
+            self.check_prompt(job.prompt_ids, config.max_new_tokens)
+        return self._run(jobs, config, stops, rows, progress)
+
+    def check_prompt(self, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
+        """Raise `OptionError` for a prompt that cannot be completed."""
+        shown = f"prompt of {len(prompt_ids)} tokens"
+        if not prompt_ids:
+            raise OptionError("empty prompt: must have at least one token; begin with the BOS token")
+        size = self.backend.vocabulary
+        if not (0 <= min(prompt_ids) and max(prompt_ids) < size):
+            wrong = next(token for token in prompt_ids if not 0 <= token < size)
+            raise OptionError(f"{shown}: id {wrong} lies outside the vocabulary of {size}; is it this model's?")
+        limit = self.backend.max_positions
+        if limit is not None and len(prompt_ids) + max_new_tokens > limit:
+            raise OptionError(
+                f"{shown}: with max_new_tokens={max_new_tokens} it exceeds the model's {limit} positions; "
+                f"shorten it, or set max_new_tokens (max_gen_toks) <= {limit - len(prompt_ids)}"
+            )
+
+    def rows_for(self, jobs: int, positions: int, config: SamplerConfig) -> int:
+        """Rows of the batch for so many jobs of at most so many positions (prompt and completion)."""
+        if self.max_rows == "auto":
+            most = rows_that_fit(self.backend, positions, rewinds=config.method.startswith("power"))
+        else:
+            most = self.max_rows
+        return max(1, min(most, jobs))
+
+    def _run(
+        self,
+        jobs: Sequence[Job],
+        config: SamplerConfig,
+        stops: StopStrings,
+        rows: int | None,
+        progress: bool | Progress,
+    ) -> Iterator[tuple[int, Completion]]:
+        if not jobs:
+            return
+        longest = max(len(job.prompt_ids) for job in jobs)
+        if rows is None:
+            rows = self.rows_for(len(jobs), longest + config.max_new_tokens, config)
+        engine = Engine(
+            self.backend,
+            rows,
+            longest,
+            config.max_new_tokens,
+            self.eos_ids,
+            stops,
+            rewinds=config.method.startswith("power"),
+        )
+        with progress_bar(len(jobs), progress) as counters:
+            yield from self._loop(engine, jobs, config, counters)
+
+    def _loop(
+        self, engine: Engine, jobs: Sequence[Job], config: SamplerConfig, progress: Progress
+    ) -> Iterator[tuple[int, Completion]]:
+        chain = make_chain(config)
+        # Equal prompts side by side share one prefill; long ones first keep the tail of the run short.
+        order = sorted(range(len(jobs)), key=lambda i: (-len(jobs[i].prompt_ids), jobs[i].prompt_ids))
+        waiting, idle = deque(order), list(reversed(range(engine.rows)))
+        running: dict[int, _Run] = {}
+        while waiting or running:
+            while waiting and idle:
+                row, index = idle.pop(), waiting.popleft()
+                engine.load(row, jobs[index].prompt_ids)
+                stream = Stream.for_request(config.seed, jobs[index].prompt_ids, jobs[index].repeat)
+                run = running[row] = _Run(index, stream, chain.propose(EMPTY_STATE, stream))
+                engine.submit(row, run.request)
+            for row, segment in engine.step():
+                run = running[row]
+                run.state, info = chain.advance(run.state, run.request, segment)
+                run.count(info, segment)
+                progress.settled(info, len(segment.tokens))
+                if run.state.done:
+                    del running[row]
+                    idle.append(row)
+                    progress.finished(run.decoded)
+                    yield run.index, self._completion(run, engine.stops)
+                else:
+                    engine.settle(row, info.accepted)
+                    run.request = chain.propose(run.state, run.stream)
+                    engine.submit(row, run.request)
+            progress.show(running=len(running))
+
+    def _completion(self, run: _Run, stops: StopStrings) -> Completion:
+        state = run.state
+        assert state.finished_by is not None
+        tokens = state.tokens.tolist()
+        spoken = tokens[:-1] if state.finished_by is FinishedBy.EOS else tokens
+        text = "" if self.tokenizer is None else self.tokenizer.decode(
+            spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return Completion(
+            stops.cut(str(text)),
+            token_ids=tokens,
+            log_probs=state.log_p.tolist(),
+            finish_reason=state.finished_by.value,
+            stats=run.stats(),
+        )
+
+
+@dataclasses.dataclass
+class _Run:
+    """A job on a row: its chain's state, the request being decoded, and the costs so far."""
+
+    index: int
+    stream: Stream
+    request: Request
+    state: State = EMPTY_STATE
+    proposals: int = 0
+    accepted: int = 0
+    decoded: int = 0
+    reused: int = 0
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def count(self, info: Info, segment: Segment) -> None:
+        self.decoded += len(segment.tokens)
+        if info.proposed:
+            self.proposals += 1
+            self.accepted += info.accepted
+            self.reused += self.request.keep
+
+    def stats(self) -> Stats:
+        seconds = time.perf_counter() - self.started
+        return Stats(self.proposals, self.accepted, self.decoded, self.reused, seconds)
+
+
+def find_eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """EOS ids of the generation config, else of the config; and the tokenizer's.
+
+    Nothing else of a checkpoint's generation config (temperature, top-k …) has any effect here.
+    """
+    holders = [getattr(model, "generation_config", None), model.config, model.config.get_text_config()]
+    listed = next((ids for h in holders if (ids := getattr(h, "eos_token_id", None)) is not None), [])
+    found = [listed] if isinstance(listed, int) else list(listed)
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        found.append(tokenizer.eos_token_id)
+    return found
