@@ -88,6 +88,10 @@ class Completion(str):
         """`(1/|x|) Σ_t log p(x_t | x_<t)`, nats a token, EOS included (Tomihari & Sato 2026)."""
         return self.sum_log_prob / len(self.log_probs) if self.log_probs else math.nan
 
+    def with_text(self, text: str) -> Completion:
+        """This completion under another text (a part of it, say)."""
+        return Completion(text, self.token_ids, self.log_probs, self.finish_reason, self.stats, self.is_padding)
+
     def record(self) -> dict[str, Any]:
         """The completion's own fields of a store line."""
         return {

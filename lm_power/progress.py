@@ -14,17 +14,18 @@ from lm_power.chains import Info
 class Progress:
     """Counts what a run has done and shows it.
 
-    The time left goes by tokens, not by finished requests, which arrive in bursts: the mean cost of the
-    finished completions times those to come, less what the running ones have already spent.
+    The time left counts a running completion as half done: those that finish first are the short ones, so
+    their mean cost would promise too much.
 
     Args:
-        total: completions to draw.
+        total: completions wanted.
+        done: completions there already, from an earlier run.
         bar: where to show it; None for counting only.
     """
 
-    def __init__(self, total: int, bar: tqdm[None] | None = None) -> None:
-        self.total, self.done = total, 0
-        self.tokens = self.proposals = self.accepted = self._finished_tokens = 0
+    def __init__(self, total: int, done: int = 0, bar: tqdm[None] | None = None) -> None:
+        self.total, self.done, self._fresh = total, done, 0
+        self.tokens = self.proposals = self.accepted = 0
         self._bar = bar
         self._started = time.perf_counter()
 
@@ -34,10 +35,10 @@ class Progress:
         self.proposals += info.proposed
         self.accepted += info.proposed and info.accepted
 
-    def finished(self, tokens: int) -> None:
-        """A completion is finished; `tokens` were decoded for it."""
+    def finished(self) -> None:
+        """A completion is finished."""
         self.done += 1
-        self._finished_tokens += tokens
+        self._fresh += 1
 
     def show(self, running: int) -> None:
         """Refresh the bar (tqdm limits how often it is drawn)."""
@@ -47,23 +48,23 @@ class Progress:
         parts = [f"{running} running", f"{self.tokens / seconds:.0f} tok/s"]
         if self.proposals:
             parts.append(f"accepted {self.accepted / self.proposals:.0%}")
-        parts.append(f"left {self._left(seconds)}")
+        parts.append(f"left {self._left(seconds, running)}")
         self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.update(self.done - self._bar.n)
 
-    def _left(self, seconds: float) -> str:
-        if not self.done:
+    def _left(self, seconds: float, running: int) -> str:
+        if not self._fresh:
             return "?"
-        to_come = self.total * self._finished_tokens / self.done - self.tokens
-        return str(tqdm.format_interval(max(to_come, 0) * seconds / max(self.tokens, 1)))
+        to_come = self.total - self.done - running / 2
+        return str(tqdm.format_interval(seconds * to_come / (self._fresh + running / 2)))
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, wanted: bool | Progress) -> Iterator[Progress]:
+def progress_bar(total: int, wanted: bool | Progress, done: int = 0) -> Iterator[Progress]:
     """A `Progress` on stderr if wanted, silent counters if not; a `Progress` given is used as it is."""
     if isinstance(wanted, Progress):
         yield wanted
         return
     form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-    with tqdm(total=total, desc="Sampling", disable=not wanted, bar_format=form, unit="completion") as bar:
-        yield Progress(total, bar if wanted else None)
+    with tqdm(total=total, initial=done, desc="Sampling", disable=not wanted, bar_format=form) as bar:
+        yield Progress(total, done, bar if wanted else None)

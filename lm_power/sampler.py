@@ -252,7 +252,7 @@ class PowerSampler:
                 if run.state.done:
                     del running[row]
                     idle.append(row)
-                    progress.finished(run.decoded)
+                    progress.finished()
                     yield run.index, self._completion(run, engine.stops)
                 else:
                     engine.settle(row, info.accepted)

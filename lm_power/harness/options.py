@@ -1,0 +1,92 @@
+"""From lm-eval's `--model_args` and `--gen_kwargs` to a SamplerConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+
+from lm_power.config import OptionError, SamplerConfig, check_names, near_matches, option_names
+
+logger = logging.getLogger(__name__)
+
+# The horizon is lm-eval's own option, max_gen_toks, with lm-eval's own aliases.
+SAMPLER_OPTIONS = tuple(name for name in option_names() if name != "max_new_tokens")
+_LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+# What tasks that assume greedy or plain sampled decoding say; the model's `method` decides instead.
+_DECODING_NAMES = ("do_sample", "temperature", "top_k", "top_p", "min_p", "num_beams")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How one group of requests is to be generated.
+
+    Attributes:
+        config: how completions are drawn.
+        stop: stop strings.
+        completions: folder of the store; None for none.
+    """
+
+    config: SamplerConfig
+    stop: tuple[str, ...]
+    completions: str | None
+
+
+def split_model_args(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(sampler options, HFLM's arguments), from all of `--model_args`.
+
+    What neither knows goes to transformers' `from_pretrained`, as in `hf`; unless it looks like a
+    misspelling of ours.
+
+    Raises:
+        OptionError: an unknown name close to a known one, or a length, which belongs into `--gen_kwargs`.
+    """
+    ours = {name: value for name, value in arguments.items() if name in SAMPLER_OPTIONS}
+    rest = {name: value for name, value in arguments.items() if name not in SAMPLER_OPTIONS}
+    known = set(inspect.signature(HFLM.__init__).parameters)
+    for name in rest:
+        if name in _LENGTH_NAMES:
+            raise OptionError(f"{name} in --model_args: set it by --gen_kwargs max_gen_toks={rest[name]}")
+        near = near_matches(name, (*SAMPLER_OPTIONS, "completions", "randomize_weights"))
+        if name not in known and near:
+            raise OptionError(f"unknown option {name!r} in --model_args: did you mean {' or '.join(near)}?")
+    return ours, rest
+
+
+def plan_generation(
+    generation: Mapping[str, Any], config: SamplerConfig, completions: str | None, default_length: int
+) -> Plan:
+    """What a request's generation kwargs (the task's, overridden by `--gen_kwargs`) ask for.
+
+    Args:
+        generation: as lm-eval hands them over.
+        config: the sampler's options from `--model_args`, which these override.
+        completions: store folder from `--model_args`.
+        default_length: `max_gen_toks` where none is given, tokens.
+
+    Raises:
+        OptionError: unknown or wrong options.
+    """
+    known = ("until", "completions", *_LENGTH_NAMES, *_DECODING_NAMES, *SAMPLER_OPTIONS)
+    if "randomize_weights" in generation:
+        raise OptionError("randomize_weights in --gen_kwargs: weights are loaded once; set it by --model_args")
+    check_names(generation, known, "option in generation kwargs")
+    lengths = [generation[name] for name in _LENGTH_NAMES if generation.get(name) is not None]
+    length = lengths[0] if lengths else default_length
+    chosen = {name: generation[name] for name in SAMPLER_OPTIONS if name in generation}
+    try:
+        config = config.replace(**chosen, max_new_tokens=length)
+    except OptionError as error:
+        raise OptionError(str(error).replace("max_new_tokens", "max_gen_toks")) from None
+    until = generation.get("until")
+    stop = (until,) if isinstance(until, str) else tuple(until or ())
+    return Plan(config, stop, generation.get("completions", completions))
+
+
+def decoding_overruled(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoding options in a request that `method` overrules; for one notice to the user."""
+    return {name: generation[name] for name in _DECODING_NAMES if name in generation}
