@@ -1,13 +1,10 @@
 """Power sampling for lm-evaluation-harness: completions from p(x)^alpha, a model's own law sharpened.
 
-Importing the package imports nothing heavy: the names below load on first use.
+Every Python with lm-power installed imports this file at start-up (see `lm_power._autoload`), so it imports
+nothing; the names below load on first use.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as in `typing`, whose import would cost more than all the rest
 if TYPE_CHECKING:
     from lm_power.completion import Completion
     from lm_power.config import SamplerConfig
@@ -23,7 +20,9 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(_HOME[name]), name)

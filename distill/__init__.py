@@ -1,0 +1,1 @@
+"""Trainer for power self-distillation; it arrives with that issue. Installed as `lm_power.distill`."""

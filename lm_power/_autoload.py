@@ -1,0 +1,92 @@
+"""The start-up hook: every Python that has lm-power installed imports this module through lm_power.pth.
+
+It must cost next to nothing and break nothing, so it imports only `sys` and waits. When lm-eval is imported,
+if ever, it lets `lm_power.plugin` add our models and tasks, and goes. It can be deleted once every lm-eval
+that we support reads entry points (pyproject.toml declares them).
+"""
+
+import sys
+
+TYPE_CHECKING = False  # as in `typing`, which would be the dearest import of this file
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+# lm-eval module -> the function of lm_power.plugin to call once that module is loaded.
+_HOOKS = {"lm_eval.models": "add_models", "lm_eval.tasks.manager": "add_tasks"}
+
+
+class _LmEvalFinder:
+    """Finds the modules in `_HOOKS` as the other finders would, and has our function run after each."""
+
+    def __init__(self) -> None:
+        self.waiting = set(_HOOKS)
+
+    def find_spec(
+        self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
+        """Return None for every other module, at the price of one set lookup."""
+        if name not in self.waiting:
+            return None
+        for finder in list(sys.meta_path):
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                try:
+                    self._call_hook_after_loading(name, spec.loader)
+                except Exception as error:
+                    _warn(name, error)
+                return spec
+        return None
+
+    def _call_hook_after_loading(self, name: str, loader: "Any") -> None:
+        load = loader.exec_module
+
+        def exec_module(module: "ModuleType") -> None:
+            load(module)
+            # Not sooner: a module may be looked up without being loaded, or fail and be tried again.
+            self.waiting.discard(name)
+            if not self.waiting and self in sys.meta_path:
+                sys.meta_path.remove(self)
+            _run_hook(name, module)
+
+        loader.exec_module = exec_module
+
+
+def _run_hook(name: str, module: "ModuleType") -> None:
+    try:
+        from lm_power import plugin
+
+        getattr(plugin, _HOOKS[name])(module)
+    except Exception as error:  # whatever is wrong with us, lm-eval goes on
+        _warn(name, error)
+
+
+def _warn(name: str, error: Exception) -> None:
+    import warnings
+
+    warnings.warn(
+        f"lm-power could not add itself to {name} ({type(error).__name__}: {error}); lm-eval goes on without "
+        "it. Reinstall lm-power, or try the lm-eval release it was tested with.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def install() -> None:
+    """Start waiting for lm-eval; if it is there already, add our models and tasks now. Twice does no harm."""
+    if any(type(finder).__name__ == "_LmEvalFinder" for finder in sys.meta_path):
+        return
+    finder = _LmEvalFinder()
+    for name in _HOOKS:
+        if name in sys.modules:
+            finder.waiting.discard(name)
+            _run_hook(name, sys.modules[name])
+    if finder.waiting:
+        sys.meta_path.insert(0, finder)
+
+
+install()

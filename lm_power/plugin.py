@@ -1,0 +1,71 @@
+"""What lm-power adds to lm-eval: the one place that names our models and our tasks.
+
+lm-eval 0.4.13 looks for no third-party plugins, so `lm_power._autoload` calls the functions below as lm-eval
+is imported. Releases that read entry points find the same names in pyproject.toml; there the functions change
+nothing. Nothing heavy is imported here: a model class is a `"module:Class"` string, which lm-eval imports
+when somebody asks for the model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+MODELS = {"power-hf": "lm_power.harness.power_hf:PowerHF"}
+TASKS_PACKAGE = "lm_power.tasks"
+
+
+def tasks_folder() -> Path:
+    """Return the installed folder of our task configs (in an editable install, the repository's `tasks/`).
+
+    Raises:
+        ModuleNotFoundError: if the installation has lost the folder.
+    """
+    spec = importlib.util.find_spec(TASKS_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"{TASKS_PACKAGE}: the folder of task configs is not installed; reinstall lm-power",
+            name=TASKS_PACKAGE,
+        )
+    return Path(spec.submodule_search_locations[0]).resolve()
+
+
+def add_models(models: ModuleType) -> None:
+    """Register our models; a name that lm-eval knows already stays as it is.
+
+    Args:
+        models: the module `lm_eval.models`, which has just registered the built-in models (and, in releases
+            that read entry points, ours).
+    """
+    from lm_eval.api.registry import model_registry
+
+    for name, target in MODELS.items():
+        if name not in model_registry:
+            model_registry.register(name, target=target)
+
+
+def add_tasks(manager: ModuleType) -> None:
+    """Put our folder on every TaskManager's list: after the built-in tasks, before the user's `include_path`.
+
+    A later folder overrides an earlier one, so a user's task wins over ours. `include_defaults=False` leaves
+    our tasks out with the built-in ones. The list is changed where lm-eval reads it rather than in
+    `TaskManager.__init__`, since only there it shows whether our folder is on it already: through an entry
+    point, through the user, or because the module was reloaded.
+
+    Args:
+        manager: the module `lm_eval.tasks.manager`.
+    """
+    build_index = manager.TaskIndex.build
+    ours = tasks_folder()
+    builtin = Path(str(manager.__file__)).parent
+
+    def build(paths: Iterable[Path], **options: Any) -> Any:
+        folders = list(paths)
+        if builtin in folders and ours not in [folder.resolve() for folder in folders]:
+            folders.insert(folders.index(builtin) + 1, ours)
+        return build_index(folders, **options)
+
+    manager.TaskIndex.build = staticmethod(build)
