@@ -80,7 +80,7 @@ class Completion(str):
 
     @property
     def sum_log_prob(self) -> float:
-        """log p(x | prompt), nats."""
+        """Log p(x | prompt), nats."""
         return math.fsum(self.log_probs)
 
     @property

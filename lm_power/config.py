@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+_LARGEST = 1e6  # of alpha and 1/tau: beyond, products with log p lose all accuracy in float32
 
 METHODS = ("power", "power_inf", "temperature", "standard")
 
@@ -48,6 +51,8 @@ class SamplerConfig:
             object.__setattr__(self, name, _integer(name, getattr(self, name), at_least=1))
         object.__setattr__(self, "seed", _integer("seed", self.seed, at_least=0))
         object.__setattr__(self, "alpha", _number("alpha", self.alpha))
+        if self.alpha > _LARGEST:
+            raise OptionError(f"alpha={self.alpha:g}: must be <= {_LARGEST:g}; for the limit use method=power_inf")
         if self.alpha < 1:
             raise OptionError(
                 f"alpha={self.alpha:g}: must be >= 1; for distributions flatter than the model's own use "
@@ -56,9 +61,9 @@ class SamplerConfig:
         if self.proposal_temperature is not None:
             tau = _number("proposal_temperature", self.proposal_temperature)
             object.__setattr__(self, "proposal_temperature", tau)
-            if tau <= 0:
+            if tau < 1 / _LARGEST:
                 raise OptionError(
-                    f"proposal_temperature={tau:g}: must be > 0; for a nearly greedy draw use 0.01"
+                    f"proposal_temperature={tau:g}: must be >= {1 / _LARGEST:g}; for a nearly greedy draw use 0.01"
                 )
             # Below 1/alpha the token weight alpha log p - log q can be positive: bounds on a proposal's
             # fate, and the argument that its tails are covered, both need the weight to be <= 0.
@@ -123,13 +128,17 @@ def _choose(what: str, name: object, known: Iterable[str]) -> str:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    try:
+        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise OptionError(f"{name}={value!r}: must be a finite number, such as {name}=0.5 or {name}=4")
-    return float(value)
+    return number
 
 
 def _integer(name: str, value: Any, at_least: int) -> int:
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    whole = isinstance(value, numbers.Integral) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or value < at_least:
         raise OptionError(f"{name}={value!r}: must be a whole number >= {at_least}")
     return int(value)

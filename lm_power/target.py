@@ -62,7 +62,8 @@ def draw(log_q: Tensor, uniforms: Tensor) -> Tensor:
     total = cumulated[:, -1:]
     # u·total can round up to total: one ulp below it, the draw still lands on a token of positive q.
     level = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulated, level, right=True).squeeze(-1)
+    # A row of NaN finds no token: stay inside the vocabulary, so that the caller can see the NaN in its log q.
+    return torch.searchsorted(cumulated, level, right=True).squeeze(-1).clamp_(max=log_q.shape[-1] - 1)
 
 
 def _scaled(log_p: Tensor, beta: float | Tensor) -> Tensor:

@@ -1,0 +1,143 @@
+"""Token weights, tempered laws and draws: pure tensor functions against their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm_power.target import draw, log_normalizer, log_probabilities, log_proposal
+
+BELOW_ONE = math.nextafter(1.0, 0.0)
+
+
+def draw_all(log_q: torch.Tensor, uniforms: list[float]) -> list[int]:
+    """One row of `log_q`, one draw for each uniform."""
+    rows = log_q.expand(len(uniforms), -1)
+    return draw(rows, torch.tensor(uniforms, dtype=torch.float64)).tolist()
+
+
+def random_log_p(seed: int, shape: tuple[int, ...] = (3, 50)) -> torch.Tensor:
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return log_probabilities(4 * logits)
+
+
+@pytest.mark.parametrize("boundary", [0.25, 0.5, 0.75])
+def test_a_token_owns_its_half_open_interval(boundary: float) -> None:
+    """Guards against a shifted inverse CDF (searchsorted's wrong side) at the exact boundaries.
+
+    Four equal weights of exactly 1, so that no rounding decides; the excluded token owns nothing.
+    """
+    log_q = torch.tensor([0.0, -math.inf, 0.0, 0.0, 0.0], dtype=torch.float64)
+    owners = [0, 2, 3, 4]
+    right = owners[int(4 * boundary)]
+    left = owners[int(4 * boundary) - 1]
+    below, above = math.nextafter(boundary, 0), math.nextafter(boundary, 1)
+    assert draw_all(log_q, [below, boundary, above]) == [left, right, right]
+    assert draw_all(log_q, [0.0, BELOW_ONE]) == [0, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("excluded", [[0], [3], [0, 3], [0, 1, 3], [1, 2]])
+def test_excluded_tokens_are_never_drawn(excluded: list[int], dtype: torch.dtype) -> None:
+    """Guards against draws of zero probability: at u = 0 from the front, at u just below 1 from the back."""
+    log_q = log_probabilities(torch.tensor([0.3, -1.0, 2.0, 0.1], dtype=dtype))
+    log_q[excluded] = -math.inf
+    grid = [0.0, 5e-324, *(k / 200 for k in range(1, 200)), 1 - 1e-9, BELOW_ONE]
+    drawn = draw_all(log_q, grid)
+    assert set(drawn) == set(range(4)) - set(excluded)
+    assert drawn == sorted(drawn)
+
+
+@pytest.mark.parametrize("total", [1e-30, 1 / 3, 1.0, 7e20])
+def test_an_unnormalised_row_is_drawn_as_its_normalised_one(total: float) -> None:
+    """Guards against u compared with an unnormalised cumulated sum."""
+    log_q = random_log_p(1, (50,))
+    grid = [(k + 0.5) / 997 for k in range(997)]
+    assert draw_all(log_q + math.log(total), grid) == draw_all(log_q, grid)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_grid_of_uniforms_gives_the_law(dtype: torch.dtype) -> None:
+    """Guards the law of the draw: on a grid of n uniforms each token comes n·q times, up to one. Exact."""
+    logits = (2 * torch.randn(20, generator=torch.Generator().manual_seed(0))).to(dtype)
+    log_q = log_probabilities(logits)
+    n = 20_000
+    counts = torch.bincount(torch.tensor(draw_all(log_q, [(k + 0.5) / n for k in range(n)])), minlength=20)
+    assert (counts - n * log_q.double().exp()).abs().max() < 1.01
+
+
+def test_rows_are_drawn_each_with_its_own_law() -> None:
+    """Guards against rows mixed up in a batch, and against a draw that depends on the other rows."""
+    log_q = random_log_p(2, (64, 30))
+    uniforms = torch.rand(64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    together = draw(log_q, uniforms)
+    assert together.dtype == torch.int64
+    alone = [int(draw(log_q[i : i + 1], uniforms[i : i + 1])) for i in range(64)]
+    assert together.tolist() == alone
+
+
+def test_a_large_float32_vocabulary_keeps_its_tail() -> None:
+    """Guards against a float32 cumulated sum: over 150,000 tokens its steps are coarser than a token's q."""
+    size = 150_000
+    log_q = torch.full((size,), -math.log(size), dtype=torch.float32)
+    tokens = [0, 1, 77_777, 149_998, 149_999]
+    assert draw_all(log_q, [(token + 0.5) / size for token in tokens]) == tokens
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(seed=st.integers(0, 10**6), beta=st.floats(0.1, 20.0))
+def test_log_q_is_the_tempered_log_p(seed: int, beta: float) -> None:
+    """Guards the identity `log q = β log p − log Z_β`, for one β and for one a row."""
+    log_p = random_log_p(seed)
+    expected = beta * log_p - torch.log((log_p.exp() ** beta).sum(-1, keepdim=True))
+    torch.testing.assert_close(log_proposal(log_p, beta), expected, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(
+        log_proposal(log_p, beta), beta * log_p - log_normalizer(log_p, beta)[..., None], atol=1e-12, rtol=0
+    )
+    betas = torch.tensor([1.0, beta, 3.0], dtype=torch.float64)
+    for row, one in enumerate(betas.tolist()):
+        assert torch.equal(log_proposal(log_p, betas)[row], log_proposal(log_p[row], one))
+        assert torch.equal(log_normalizer(log_p, betas)[row], log_normalizer(log_p[row], one))
+
+
+def test_beta_one_is_the_model_itself() -> None:
+    """Guards against a temperature left over: at β = 1, log q = log p and log Z = 0."""
+    log_p = random_log_p(4)
+    torch.testing.assert_close(log_proposal(log_p, 1.0), log_p, atol=1e-14, rtol=0)
+    torch.testing.assert_close(log_normalizer(log_p, 1.0), torch.zeros(3).double(), atol=1e-14, rtol=0)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(seed=st.integers(0, 10**6), alpha=st.floats(1.0, 20.0), share=st.floats(0.0, 1.0))
+def test_token_weights(seed: int, alpha: float, share: float) -> None:
+    """Guards `w = α log p − log q`: at τ = 1/α it is log Z_α for every token; for 1 ≤ 1/τ ≤ α it is ≤ 0."""
+    log_p = random_log_p(seed)
+    weights = alpha * log_p - log_proposal(log_p, alpha)
+    expected = log_normalizer(log_p, alpha)[..., None].expand_as(weights)
+    torch.testing.assert_close(weights, expected, atol=1e-11, rtol=0)
+    beta = 1 + share * (alpha - 1)
+    assert (alpha * log_p - log_proposal(log_p, beta)).max() <= 1e-11
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_log_p_is_computed_wide(dtype: torch.dtype) -> None:
+    """Guards against a log-softmax in half precision: log p is that of the rounded logits, in float32 at least."""
+    logits = (8 * torch.randn(3, 500, generator=torch.Generator().manual_seed(5))).to(dtype)
+    log_p = log_probabilities(logits)
+    assert log_p.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    exact = torch.log_softmax(logits.double(), -1)
+    torch.testing.assert_close(log_p.double(), exact, atol=1e-5 if dtype != torch.float64 else 1e-13, rtol=0)
+    torch.testing.assert_close(log_p.double().exp().sum(-1), torch.ones(3).double(), atol=1e-5, rtol=0)
+
+
+def test_excluded_logits_stay_excluded() -> None:
+    """Guards against NaN from 0·∞ or ∞ − ∞ where a model masks tokens with −inf."""
+    log_p = log_probabilities(torch.tensor([[0.0, -math.inf, 1.0]]))
+    for beta in (0.5, 1.0, 4.0):
+        log_q = log_proposal(log_p, beta)
+        assert log_q[0, 1] == -math.inf
+        assert torch.isfinite(log_q[0, [0, 2]]).all() and torch.isfinite(log_normalizer(log_p, beta)).all()

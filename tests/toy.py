@@ -1,0 +1,231 @@
+"""Distributions over completions that are small enough to enumerate, and the exact laws that follow.
+
+A `Toy` is a next-token law with the end rules of SPEC section 1. Nothing here uses `lm_power.target` or the
+engine: log q, draws and end rules are written a second time, in NumPy, so that tests compare two computations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import scipy.stats
+
+from lm_power.chains import EMPTY_STATE, Chain, Info, State, Stream
+from lm_power.chains.metropolis import BlockwiseMetropolis
+from lm_power.records import FinishedBy, FloatArray, Request, Segment
+
+Tokens = tuple[int, ...]
+ANY_STREAM = Stream(b"")  # where a request's horizon is wanted, not its random numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """A next-token law and the rules by which completions end.
+
+    Attributes:
+        next_log_p: prefix → [vocabulary] float64 log p(· | prefix), nats.
+        eos_ids: tokens that end a completion.
+        stop: tokens that together end a completion, as a stop string of several tokens does; may be empty.
+    """
+
+    next_log_p: Callable[[Tokens], FloatArray]
+    eos_ids: frozenset[int]
+    stop: Tokens = ()
+    _tables: dict[tuple[Tokens, float], tuple[FloatArray, FloatArray]] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
+
+    def log_probs(self, prefix: Tokens, beta: float) -> tuple[FloatArray, FloatArray]:
+        """Two [vocabulary] arrays, nats: log p(· | prefix) and log q(· | prefix), q ∝ p^beta."""
+        key = prefix, beta
+        if key not in self._tables:
+            log_p = self.next_log_p(prefix)
+            self._tables[key] = log_p, beta * log_p - np.logaddexp.reduce(beta * log_p)
+        return self._tables[key]
+
+    def ended(self, tokens: Tokens, horizon: int) -> FinishedBy | None:
+        """Why `tokens` is terminal at `horizon`, or None."""
+        if tokens and tokens[-1] in self.eos_ids:
+            return FinishedBy.EOS
+        if self.stop and tokens[-len(self.stop) :] == self.stop:
+            return FinishedBy.STOP
+        return FinishedBy.HORIZON if len(tokens) >= horizon else None
+
+    def completions(self, horizon: int, prefix: Tokens = ()) -> Iterator[Tokens]:
+        """Every sequence that continues the non-terminal `prefix` and is terminal at `horizon`."""
+        for token in range(len(self.log_probs(prefix, 1.0)[0])):
+            tokens = (*prefix, token)
+            if self.ended(tokens, horizon):
+                yield tokens
+            else:
+                yield from self.completions(horizon, tokens)
+
+    def segment(self, tokens: Tokens, keep: int, beta: float, horizon: int) -> Segment:
+        """What an engine hands back when it has drawn `tokens[keep:]` after `tokens[:keep]`."""
+        ended = self.ended(tokens, horizon)
+        assert ended is not None
+        pairs = [self.log_probs(tokens[:t], beta) for t in range(keep, len(tokens))]
+        chosen = list(zip(pairs, tokens[keep:], strict=True))
+        return Segment(
+            np.array(tokens[keep:]),
+            np.array([log_p[token] for (log_p, _), token in chosen]),
+            np.array([log_q[token] for (_, log_q), token in chosen]),
+            ended,
+        )
+
+    def state(self, tokens: Tokens, beta: float, horizon: int) -> State:
+        """A chain's state that holds `tokens`, in stage 1 with no step done yet."""
+        return dataclasses.replace(EMPTY_STATE.spliced(0, self.segment(tokens, 0, beta, horizon)), step=0)
+
+    def decode(self, kept: Tokens, request: Request) -> Segment:
+        """An engine in miniature: draw from q with the request's uniforms until terminal at its horizon."""
+        tokens = kept
+        for uniform in request.uniforms:
+            _, log_q = self.log_probs(tokens, request.beta)
+            token = np.searchsorted(np.cumsum(np.exp(log_q))[:-1], uniform, side="right")
+            tokens = (*tokens, int(token))
+            if self.ended(tokens, request.horizon):
+                break
+        return self.segment(tokens, request.keep, request.beta, request.horizon)
+
+
+def random_toy(
+    vocabulary: int, eos_ids: tuple[int, ...], stop: Tokens = (), seed: int = 0, eos_bias: float = 0.0
+) -> Toy:
+    """A toy whose logits are random numbers that depend on the whole prefix; `eos_bias` is added to EOS."""
+
+    def next_log_p(prefix: Tokens) -> FloatArray:
+        # The length goes in because NumPy's seeds (1,) and (1, 0) are the same.
+        logits = np.random.default_rng([seed, len(prefix), *prefix]).normal(size=vocabulary)
+        logits[list(eos_ids)] += eos_bias
+        return logits - np.logaddexp.reduce(logits)
+
+    return Toy(next_log_p, frozenset(eos_ids), stop)
+
+
+def ancestral_law(toy: Toy, completions: list[Tokens], beta: float) -> FloatArray:
+    """[completions] probabilities of token-by-token draws from q; with beta = 1 the model's own law p."""
+    return np.array(
+        [math.exp(math.fsum(toy.log_probs(x[:t], beta)[1][x[t]] for t in range(len(x)))) for x in completions]
+    )
+
+
+def power_law(toy: Toy, completions: list[Tokens], alpha: float) -> FloatArray:
+    """[completions] probabilities `π(x) = p(x)^alpha / Σ_y p(y)^alpha`."""
+    weights = ancestral_law(toy, completions, 1.0) ** alpha
+    return weights / weights.sum()
+
+
+def transition_matrix(toy: Toy, chain: BlockwiseMetropolis) -> tuple[list[Tokens], FloatArray]:
+    """One Metropolis-Hastings step in stage 1 as a matrix, by the chain's own code.
+
+    For every completion x and cut i, every proposal y enters with its q-probability and is accepted with
+    probability `min(1, exp(log_ratio))`; that `propose` and `advance` do draw the cut uniformly and accept
+    with that probability has tests of its own.
+
+    Returns:
+        The states: all completions terminal at the stage's horizon, then whatever else a (broken) chain
+        reaches from them; and the [states, states] matrix, whose row x is the law of the next state.
+    """
+    states = list(toy.completions(chain.horizon(1)))
+    index = {tokens: place for place, tokens in enumerate(states)}
+    moves: dict[tuple[int, int], float] = {}
+    for x in states:  # grows where a broken chain leaves the completions
+        for y, probability in _moves(toy, chain, x):
+            if y not in index:
+                index[y] = len(states)
+                states.append(y)
+            at = index[x], index[y]
+            moves[at] = moves.get(at, 0.0) + probability
+    matrix = np.zeros((len(states), len(states)))
+    for at, probability in moves.items():
+        matrix[at] = probability
+    return states, matrix
+
+
+def _moves(toy: Toy, chain: BlockwiseMetropolis, x: Tokens) -> Iterator[tuple[Tokens, float]]:
+    """(next state, probability) pairs of one step from x; a next state can occur several times."""
+    ended_at = len(x) if toy.ended(x, chain.horizon(1)) is None else chain.horizon(1)
+    state = toy.state(x, chain.beta, ended_at)
+    request = chain.propose(state, ANY_STREAM)
+    for cut in range(len(x)):
+        asked = dataclasses.replace(request, keep=cut)
+        for y in toy.completions(request.horizon, x[:cut]):
+            segment = toy.segment(y, cut, chain.beta, request.horizon)
+            _, info = chain.advance(state, asked, segment)
+            assert info.log_ratio is not None
+            proposed = math.exp(math.fsum(segment.log_q)) / len(x)
+            accepted = math.exp(min(0.0, info.log_ratio))
+            yield y, proposed * accepted
+            yield x, proposed * (1 - accepted)
+
+
+def law_after(toy: Toy, chain: BlockwiseMetropolis, steps: int) -> tuple[list[Tokens], FloatArray]:
+    """The completions, and the exact law `init_q · P^steps` of a one-block chain after `steps` steps."""
+    states, matrix = transition_matrix(toy, chain)
+    return states, ancestral_law(toy, states, chain.beta) @ np.linalg.matrix_power(matrix, steps)
+
+
+def total_variation(a: FloatArray, b: FloatArray) -> float:
+    """`½ Σ |a − b|`."""
+    return 0.5 * float(np.abs(a - b).sum())
+
+
+def agreement(counts: FloatArray, law: FloatArray) -> float:
+    """p-value of a chi-square test that `counts` were drawn from `law`; rare cells are pooled into one.
+
+    A count where the law has no mass at all gives 0.
+    """
+    if counts[law == 0].any():
+        return 0.0
+    expected = counts.sum() * law
+    rare = expected < 5
+    pooled = [np.append(values[~rare], values[rare].sum()) for values in (counts, expected)]
+    observed, expected = (values[: len(values) - (pooled[1][-1] < 5)] for values in pooled)
+    if len(observed) < len(pooled[0]):  # the pool itself is too small: it joins the smallest cell
+        smallest = expected.argmin()
+        observed[smallest] += pooled[0][-1]
+        expected[smallest] += pooled[1][-1]
+    if len(observed) < 2:
+        raise ValueError("one cell holds everything: nothing to test")
+    return float(scipy.stats.chisquare(observed, expected).pvalue)
+
+
+def trace(toy: Toy, chain: Chain, stream: Stream) -> Iterator[tuple[State, Request, Info, State]]:
+    """Run a chain to its end: (state before, request, what happened, state after) of every step."""
+    state = EMPTY_STATE
+    while not state.done:
+        request = chain.propose(state, stream)
+        kept = tuple(state.tokens[: request.keep].tolist())
+        after, info = chain.advance(state, request, toy.decode(kept, request))
+        yield state, request, info, after
+        state = after
+
+
+class WithoutCutRatio(BlockwiseMetropolis):
+    """Broken as the released code is: log n − log n' is left out of the ratio."""
+
+    def log_ratio(self, current: State, proposal: State, cut: int) -> float:
+        return self.log_weight(proposal, cut) - self.log_weight(current, cut)
+
+
+class WithTruncatedWeights(BlockwiseMetropolis):
+    """Broken as the released code is: the current suffix's weights are cut to the proposal's length."""
+
+    def log_ratio(self, current: State, proposal: State, cut: int) -> float:
+        seen = dataclasses.replace(current, log_p=current.log_p[: len(proposal)], log_q=current.log_q[: len(proposal)])
+        cuts = math.log(len(current)) - math.log(len(proposal))
+        return self.log_weight(proposal, cut) - self.log_weight(seen, cut) + cuts
+
+
+class WithCappedProposals(BlockwiseMetropolis):
+    """Broken as the released code is: a proposal is never longer than the current completion."""
+
+    def propose(self, state: State, stream: Stream) -> Request:
+        request = super().propose(state, stream)
+        if state.step is None:
+            return request
+        return dataclasses.replace(request, horizon=len(state), uniforms=request.uniforms[: len(state) - request.keep])
