@@ -97,7 +97,7 @@ class PowerSampler:
 
         if "device_map" not in model_options:
             model_options["device_map"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, **model_options)
+        model: Any = AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, **model_options)
         if peft is not None:
             from peft import PeftModel
 
@@ -186,7 +186,7 @@ class PowerSampler:
         if not prompt_ids:
             raise OptionError("empty prompt: must have at least one token; begin with the BOS token")
         size = self.backend.vocabulary
-        if not (0 <= min(prompt_ids) and max(prompt_ids) < size):
+        if not (min(prompt_ids) >= 0 and max(prompt_ids) < size):
             wrong = next(token for token in prompt_ids if not 0 <= token < size)
             raise OptionError(f"{shown}: id {wrong} lies outside the vocabulary of {size}; is it this model's?")
         limit = self.backend.max_positions
@@ -265,11 +265,13 @@ class PowerSampler:
         assert state.finished_by is not None
         tokens = state.tokens.tolist()
         spoken = tokens[:-1] if state.finished_by is FinishedBy.EOS else tokens
-        text = "" if self.tokenizer is None else self.tokenizer.decode(
-            spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        text = (
+            ""
+            if self.tokenizer is None
+            else self.tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
         return Completion(
-            stops.cut(str(text)),
+            stops.cut(str(text)) if state.finished_by is FinishedBy.STOP else str(text),
             token_ids=tokens,
             log_probs=state.log_p.tolist(),
             finish_reason=state.finished_by.value,
@@ -309,7 +311,7 @@ def find_eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | No
     Nothing else of a checkpoint's generation config (temperature, top-k …) has any effect here.
     """
     holders = [getattr(model, "generation_config", None), model.config, model.config.get_text_config()]
-    listed = next((ids for h in holders if (ids := getattr(h, "eos_token_id", None)) is not None), [])
+    listed: int | list[int] = next((ids for h in holders if (ids := getattr(h, "eos_token_id", None)) is not None), [])
     found = [listed] if isinstance(listed, int) else list(listed)
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         found.append(tokenizer.eos_token_id)

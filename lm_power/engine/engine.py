@@ -48,10 +48,13 @@ class Engine:
         eos_ids: token ids that end a completion.
         stops: stop strings.
         rewinds: whether requests will ever be settled by rejection (needs twice the cache).
-        prefill_chunk: prompt tokens a forward pass, at most.
+
+    Raises:
+        FloatingPointError: from `step`, where the model's logits are not finite.
     """
 
     BUCKET = 64  # the attention sees a multiple of this many slots, so that few shapes occur
+    PREFILL_CHUNK = 512  # prompt tokens a forward pass, at most: bounds the memory of a long prompt
 
     def __init__(
         self,
@@ -62,11 +65,9 @@ class Engine:
         eos_ids: Sequence[int],
         stops: StopStrings,
         rewinds: bool = True,
-        prefill_chunk: int = 512,
     ) -> None:
         self.backend, self.rows, self.stops = backend, rows, stops
         self.counters = Counters()
-        self._chunk = prefill_chunk
         self._cache = RowCache(backend.shapes, rows, prompt_length + max_new_tokens, shadow=rewinds)
         self._is_eos = np.zeros(backend.vocabulary, dtype=bool)
         self._is_eos[list(eos_ids)] = True
@@ -96,7 +97,7 @@ class Engine:
         stop = len(prompt) - 1
         if prompt not in self._prompts:
             self._prompts[row] = ()
-            self.backend.prefill(self._cache, row, prompt[:-1], self._chunk)
+            self.backend.prefill(self._cache, row, prompt[:-1], self.PREFILL_CHUNK)
             self.counters.prefilled += stop
         elif self._prompts[row] != prompt:
             self._cache.copy_row(self._prompts.index(prompt), row, stop)
@@ -137,6 +138,11 @@ class Engine:
         if not len(busy):
             return []
         tokens, log_p, log_q = self._draw()
+        if not np.isfinite(log_p[busy]).all():
+            raise FloatingPointError(
+                "the model's logits are not finite (NaN or inf): load it in a dtype of larger range "
+                "(bfloat16 or float32), and check its weights"
+            )
         at = self._length[busy]
         self._history[busy, at + 1] = tokens[busy]
         self._log_p[busy, at] = log_p[busy]

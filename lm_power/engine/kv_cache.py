@@ -48,6 +48,8 @@ class _RowLayer(CacheLayerMixin):
     """One layer's view of the storage; the model calls `update` with the new keys and values."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, cache: RowCache, keys: Tensor, values: Tensor) -> None:
         super().__init__()
@@ -109,17 +111,13 @@ class RowCache(Cache):
         for shape, indices in by_shape.items():
             pair = [
                 # Zeros, not empty: a hidden slot's NaN times its zero attention weight would be NaN.
-                torch.zeros(
-                    (len(indices), rows, shape.heads, length + 1, dim), dtype=shape.dtype, device=shape.device
-                )
+                torch.zeros((len(indices), rows, shape.heads, length + 1, dim), dtype=shape.dtype, device=shape.device)
                 for dim in (shape.key_dim, shape.value_dim)
             ]
             self._storage += pair
             if shadow:
                 self._shadow += [torch.empty_like(tensor) for tensor in pair]
-            layers |= {
-                index: _RowLayer(self, pair[0][place], pair[1][place]) for place, index in enumerate(indices)
-            }
+            layers |= {index: _RowLayer(self, pair[0][place], pair[1][place]) for place, index in enumerate(indices)}
         super().__init__(layers=[layers[index] for index in range(len(shapes))])
 
     def look_at(self, first: int, positions: Tensor, slots: Tensor, length: int) -> None:

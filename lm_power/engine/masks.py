@@ -44,7 +44,7 @@ def _row_mask(
     *,
     kv_length: int,
     kv_offset: int = 0,
-    mask_function: Callable[..., Tensor] = causal_mask_function,
+    mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     **_: Any,

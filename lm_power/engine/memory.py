@@ -53,6 +53,6 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    import psutil  # a dependency of accelerate; not needed where a GPU answers
+    import psutil  # type: ignore[import-untyped]  # a dependency of accelerate; not needed where a GPU answers
 
     return int(psutil.virtual_memory().available)

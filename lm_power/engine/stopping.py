@@ -13,6 +13,8 @@ from lm_power.config import OptionError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_CUT = "\ufffd"
+
 
 class StopStrings:
     """Tells whether the token just drawn completed a stop string in the decoded text.
@@ -29,9 +31,7 @@ class StopStrings:
         OptionError: an empty stop string, or stop strings without a tokenizer.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase | None, stop: Sequence[str], vocabulary: int
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, stop: Sequence[str], vocabulary: int) -> None:
         for string in stop:
             if not isinstance(string, str) or not string:
                 raise OptionError(f"stop={list(stop)!r}: every stop string must be a non-empty string")
@@ -43,19 +43,22 @@ class StopStrings:
         self.candidates: NDArray[np.bool_] = np.zeros(vocabulary, dtype=bool)
         if self.strings and tokenizer is not None:
             known = min(vocabulary, len(tokenizer))
-            texts = tokenizer.batch_decode([[token] for token in range(known)])
+            texts = tokenizer.batch_decode([[token] for token in range(known)], clean_up_tokenization_spaces=False)
             self.candidates[:known] = [self._may_complete(text) for text in texts]
 
-    def completed(self, tokens: Sequence[int]) -> bool:
+    def completed(self, tokens: NDArray[np.int64]) -> bool:
         """Whether the text of `tokens`, which held no stop string before its last token, now holds one."""
         if not self.candidates[tokens[-1]]:
             return False
         back = 2
         while True:
-            # The head's text reaches a stop string's length back, and one character more, because a
-            # tokenizer may treat the first one specially (a leading space, a split multi-byte character).
+            # The head's text must reach a stop string's length back, and one character more, because a
+            # tokenizer may drop the first one (a leading space). U+FFFD stands for bytes of a character cut
+            # in two: it does not count, and a head that begins with it was cut inside a character.
             tail = tokens[-back:]
-            if back >= len(tokens) or len(self._decode(tail[:-1])) > self._reach + 1:
+            head = self._decode(tail[:-1])
+            whole = len(head) - head.count(_CUT) > self._reach + 1 and not head.startswith(_CUT)
+            if whole or back >= len(tokens):
                 break
             back *= 2
         text = self._decode(tail)
@@ -66,7 +69,7 @@ class StopStrings:
         ends = [at for string in self.strings if (at := text.find(string)) >= 0]
         return text[: min(ends)] if ends else text
 
-    def _decode(self, tokens: Sequence[int]) -> str:
+    def _decode(self, tokens: NDArray[np.int64]) -> str:
         # Special tokens are kept: a stop string such as <|im_end|> may be one.
         assert self._tokenizer is not None
         text = self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
@@ -79,7 +82,7 @@ class StopStrings:
         Alone, a token loses the leading space that some tokenizers give it inside a text, and a piece of a
         multi-byte character shows as U+FFFD: the first is tried both ways, the second always counts.
         """
-        if "\ufffd" in text:
+        if _CUT in text:
             return True
         return any(
             string in piece or any(string.endswith(piece[:n]) for n in range(1, len(piece) + 1))

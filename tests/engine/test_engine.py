@@ -1,0 +1,291 @@
+"""The decode loop: rewinding is exact, nothing is computed twice, and no row sees another."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from models import EOS, VOCABULARY, WINDOW, make_model
+
+import lm_power.sampler
+from lm_power import PowerSampler
+from lm_power.engine import Engine, HFBackend, StopStrings
+from lm_power.engine.memory import free_memory, rows_that_fit
+from lm_power.records import FinishedBy, Request, Segment
+
+NO_STOPS = StopStrings(None, [], VOCABULARY)
+NO_EOS: tuple[int, ...] = ()
+PROMPT = [5, 9, 33, 2, 17, 60, 8]
+
+
+@pytest.fixture(scope="module")
+def backend() -> HFBackend:
+    """Sliding and full layers."""
+    return HFBackend(make_model("qwen2-sliding"))
+
+
+def make_engine(
+    backend: HFBackend, rows: int = 3, eos: Sequence[int] = NO_EOS, room: int = 80, bucket: int = 16, chunk: int = 4
+) -> Engine:
+    """An engine whose buckets and prefill chunks are small enough to be passed."""
+    kind = type("SmallEngine", (Engine,), {"BUCKET": bucket, "PREFILL_CHUNK": chunk})
+    return kind(backend, rows, 40, room, eos, NO_STOPS)
+
+
+def request(keep: int, horizon: int, seed: int, beta: float = 2.0) -> Request:
+    """A request with uniforms from a seed."""
+    return Request(keep, horizon, beta, np.random.default_rng(seed).random(horizon - keep))
+
+
+def run(engine: Engine, row: int) -> Segment:
+    """Steps until `row` has finished; other rows' segments are dropped."""
+    while True:
+        for finished, segment in engine.step():
+            if finished == row:
+                return segment
+
+
+def content(engine: Engine, row: int, slots: int) -> list[torch.Tensor]:
+    """A copy of the keys and values in the first slots of a row."""
+    return [tensor[:, row, :, :slots].clone() for tensor in engine._cache._storage]
+
+
+def same(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
+    """Whether all tensors are equal bit for bit."""
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def equal(left: Segment, right: Segment) -> bool:
+    """Whether two segments are equal bit for bit."""
+    return left.finished_by is right.finished_by and all(
+        np.array_equal(getattr(left, name), getattr(right, name)) for name in ("tokens", "log_p", "log_q")
+    )
+
+
+# The proposals end before, at and after the end of the 20 tokens that they are made against.
+@pytest.mark.parametrize("cut", [0, 1, 13, 19])
+@pytest.mark.parametrize("horizon", [20, 24, 50])
+def test_a_rejected_proposal_leaves_the_cache_bit_for_bit(backend, cut, horizon):
+    """Guards: one slot too few saved, or restored to the wrong place, at either end of the suffix."""
+    engine = make_engine(backend)
+    engine.load(1, PROMPT)
+    engine.submit(1, request(0, 20, seed=1))
+    first = run(engine, 1)
+    engine.settle(1, accepted=True)
+    filled = len(PROMPT) - 1 + 20  # the last token's slot is filled when something is drawn after it
+    before = content(engine, 1, filled)
+    for seed in (2, 3):
+        engine.submit(1, request(cut, horizon, seed))
+        proposed = run(engine, 1)
+        assert cut == 19 or not np.array_equal(proposed.tokens[: 20 - cut], first.tokens[cut:])
+        engine.settle(1, accepted=False)
+        assert same(content(engine, 1, filled), before)
+    engine.submit(1, request(20, 30, seed=4))
+    after = run(engine, 1)
+
+    untouched = make_engine(backend)
+    untouched.load(1, PROMPT)
+    untouched.submit(1, request(0, 20, seed=1))
+    assert equal(run(untouched, 1), first)
+    untouched.submit(1, request(20, 30, seed=4))
+    assert equal(run(untouched, 1), after)
+
+
+def test_a_proposal_shorter_than_the_completion_is_rejected_cleanly(backend):
+    """Guards: restoring only as many slots as the proposal wrote (chains that shrink by EOS)."""
+    engine = make_engine(backend, eos=range(0, VOCABULARY, 2))
+    engine.load(0, PROMPT)
+    seeds = itertools.count()
+    long = short = None
+    while long is None or len(long.tokens) < 8:
+        engine.submit(0, request(0, 20, next(seeds), beta=1.0))
+        long = run(engine, 0)
+        engine.settle(0, accepted=True)
+    length = len(long.tokens)
+    before = content(engine, 0, len(PROMPT) - 1 + length)
+    while short is None or len(short.tokens) > 2:
+        engine.submit(0, request(1, 20, next(seeds), beta=1.0))
+        short = run(engine, 0)
+        engine.settle(0, accepted=False)
+        assert same(content(engine, 0, len(PROMPT) - 1 + length), before)
+
+
+def test_idle_and_busy_neighbours_change_nothing_bit_for_bit(backend):
+    """Guards: a row that sees another's keys, or whose numbers depend on who is beside it.
+
+    The neighbours are idle, or shorter, or so long that the row is shown more buckets of slots.
+    """
+    segments = []
+    for neighbours in ([], [[3]], [[3], [7] * 5], [[11, 12] * 18, [4] * 30]):
+        engine = make_engine(backend)
+        engine.load(0, PROMPT)
+        engine.submit(0, request(0, 30, seed=1))
+        for row, prompt in enumerate(neighbours, start=1):
+            engine.load(row, prompt)
+            engine.submit(row, request(0, 40, seed=row))
+        segments.append(run(engine, 0))
+    assert all(equal(segment, segments[0]) for segment in segments)
+
+
+def test_nothing_left_over_in_row_or_trash_slot_is_seen(backend):
+    """Guards: stale keys of an earlier, longer occupant; and NaN in the trash slot times a zero weight."""
+    fresh = make_engine(backend)
+    fresh.load(0, PROMPT)
+    fresh.submit(0, request(0, 30, seed=1))
+    expected = run(fresh, 0)
+
+    used = make_engine(backend)
+    used.load(0, [4, 5] * 20)
+    used.submit(0, request(0, 70, seed=9))
+    run(used, 0)
+    for tensor in used._cache._storage:
+        tensor[..., used._cache.trash, :] = torch.nan
+    used.load(0, PROMPT)
+    used.submit(0, request(0, 30, seed=1))
+    assert equal(run(used, 0), expected)
+
+
+def test_idle_rows_write_to_the_trash_slot_only(backend):
+    """Guards: an idle row's padding token written over a prompt that is kept for copying."""
+    engine = make_engine(backend)
+    engine.load(0, PROMPT)
+    engine.load(1, PROMPT[:4])
+    before = content(engine, 1, engine._cache.length)
+    engine.submit(0, request(0, 20, seed=1))
+    run(engine, 0)
+    assert same(content(engine, 1, engine._cache.length), before)
+    assert all(bool(tensor.isfinite().all()) for tensor in engine._cache._storage)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, WINDOW, WINDOW + 1, 64])
+def test_prefill_in_chunks_equals_prefill_at_once(backend, chunk):
+    """Guards: a chunk that does not see the chunks before it, or sees past the sliding window."""
+    prompt = [int(t) for t in np.random.default_rng(0).integers(1, VOCABULARY, 40)]
+    drawn = []
+    for size in (chunk, 512):
+        engine = make_engine(backend, chunk=size)
+        engine.load(2, prompt)
+        drawn.append(content(engine, 2, 39))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*drawn, strict=True))
+
+
+class Recording(Engine):
+    """Keeps every engine made, how many rows were busy at each step, and the tokens fed to the model."""
+
+    made: list[Recording]
+
+    def __init__(self, backend: HFBackend, *args: object, **options: object) -> None:
+        super().__init__(backend, *args, **options)
+        self.loads = self.fed = 0
+        self.busy: list[tuple[int, int]] = []
+        type(self).made.append(self)
+
+    def load(self, row: int, prompt: Sequence[int]) -> None:
+        self.loads += 1
+        super().load(row, prompt)
+
+    def step(self) -> list[tuple[int, Segment]]:
+        self.busy.append((int(self._busy.sum()), self.loads))
+        return super().step()
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
+    """Engines that `PowerSampler` makes from now on; their forward passes count tokens, padding apart."""
+    Recording.made = []
+    forward = HFBackend.forward
+
+    def counting(self, cache, first, tokens, positions, slots, length):
+        if Recording.made:
+            Recording.made[-1].fed += int((slots != cache.trash).sum())
+        return forward(self, cache, first, tokens, positions, slots, length)
+
+    monkeypatch.setattr(HFBackend, "forward", counting)
+    monkeypatch.setattr(lm_power.sampler, "Engine", Recording)
+    return Recording.made
+
+
+PROMPTS = [[5], [9, 8, 7], [1, 2, 3, 4] * 6, [9, 8, 6]]
+OPTIONS = {"alpha": 2.0, "block_size": 5, "mcmc_steps": 3, "max_new_tokens": 15}
+
+
+def test_prompts_are_prefilled_once_and_nothing_after_them(backend, recorded):
+    """Guards: a prefill a repeat, or one after a Metropolis-Hastings step (the paper's released code)."""
+    sampler = PowerSampler(backend.model, None, max_rows=3)
+    out = sampler.generate([*PROMPTS, PROMPTS[1]], n=5, **OPTIONS)
+    (engine,) = recorded
+    assert engine.counters.prefilled == sum(len(prompt) - 1 for prompt in PROMPTS)
+    assert engine.counters.decoded == sum(c.stats.tokens_decoded for cs in out for c in cs)
+    assert engine.fed == engine.counters.prefilled + engine.counters.decoded
+
+
+@pytest.mark.parametrize("method", ["power", "standard"])
+def test_a_finished_row_is_refilled_at_once(backend, recorded, method):
+    """Guards: batches in lockstep, where rows idle until the slowest is done."""
+    sampler = PowerSampler(backend.model, None, max_rows=3, eos_token_ids=range(20))
+    sampler.generate(PROMPTS, n=4, **OPTIONS, method=method)
+    (engine,) = recorded
+    assert len(engine.busy) > 10
+    assert all(busy == 3 or loads == 16 for busy, loads in engine.busy)
+    assert engine.busy[-1][0] >= 1
+
+
+@pytest.mark.parametrize("method", ["power", "power_inf", "temperature", "standard"])
+def test_completions_do_not_depend_on_rows_or_order(method):
+    """Guards: random numbers or states that depend on the batch. In float64: token for token the same.
+
+    (float32 is not held to this: see README, limits.)
+    """
+    sampler = PowerSampler(make_model("qwen2", dtype=torch.float64), None, eos_token_ids=range(4))
+    drawn = []
+    for rows, prompts in [(1, PROMPTS), (7, PROMPTS), (64, PROMPTS), (3, PROMPTS[::-1])]:
+        sampler.max_rows = rows
+        out = sampler.generate(prompts, n=3, **OPTIONS, method=method, seed=3)
+        drawn.append(out if prompts is PROMPTS else out[::-1])
+    flat = [[c for cs in out for c in cs] for out in drawn]
+    for other in flat[1:]:
+        assert [c.token_ids for c in other] == [c.token_ids for c in flat[0]]
+        assert [c.stats.accepted for c in other] == [c.stats.accepted for c in flat[0]]
+        for a, b in zip(other, flat[0], strict=True):
+            np.testing.assert_allclose(a.log_probs, b.log_probs, atol=1e-5)
+    assert len({c.token_ids for c in flat[0]}) > 9, "repeats must differ"
+
+
+def test_every_eos_id_ends_a_completion(backend):
+    """Guards: only the first of several EOS ids honoured, or the EOS token left out of the segment."""
+    eos, seen = (EOS, 7, 21), set()
+    engine = make_engine(backend, eos=eos)
+    engine.load(0, PROMPT)
+    for seed in range(30):
+        engine.submit(0, request(0, 40, seed, beta=1.0))
+        segment = run(engine, 0)
+        *inner, last = segment.tokens.tolist()
+        assert not set(inner) & set(eos)
+        assert (segment.finished_by is FinishedBy.EOS) == (last in eos)
+        seen.add(last)
+    assert set(eos) <= seen
+
+
+def test_logits_that_are_not_finite_raise(backend, monkeypatch):
+    """Guards: a draw from NaN, which runs off the end of the vocabulary."""
+    engine = make_engine(backend)
+    engine.load(0, PROMPT)
+    engine.submit(0, request(0, 5, seed=0))
+    monkeypatch.setattr(backend, "forward", lambda *_: torch.full((3, VOCABULARY), torch.nan))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        engine.step()
+
+
+def test_as_many_rows_as_fit(backend, monkeypatch):
+    """Guards: `batch_size=auto` that forgets the shadow, ignores the memory, or ends in zero rows."""
+    assert free_memory(torch.device("cpu")) > 2**20
+    assert rows_that_fit(backend, 1000, rewinds=True) == 64, "a tiny model: what a CPU can use"
+    row = 3 * 2 * (8 + 8) * 4 * 1001  # layers · heads · (key + value) · bytes · (positions and trash)
+    monkeypatch.setattr(lm_power.engine.memory, "free_memory", lambda _: 20 * row)
+    plain, rewinding = (rows_that_fit(backend, 1000, rewinds=r) for r in (False, True))
+    assert 5 <= rewinding < plain <= 17
+    with pytest.raises(MemoryError, match="max_gen_toks"):
+        rows_that_fit(backend, 10**6, rewinds=True)
