@@ -14,4 +14,5 @@ fi
 python -m ruff check .
 python -m ruff format --check .
 python -m mypy
-python -m pytest -m "$marks" "$@"
+# One process a core and one thread a process: threads that spin for the same core are many times slower.
+OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "$marks" "$@"
