@@ -118,7 +118,7 @@ def check_names(options: Mapping[str, Any], known: Iterable[str], what: str = "o
 
 def near_matches(name: object, known: Iterable[str]) -> list[str]:
     """Known names that `name` may be a misspelling of, best first."""
-    return difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.7)
+    return difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.65)
 
 
 def _choose(what: str, name: object, known: Iterable[str]) -> str:

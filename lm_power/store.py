@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from lm_power.completion import Completion
 from lm_power.config import SamplerConfig
 
-FORMAT = 1
+FORMAT = 1  # raise it also when the same options come to draw other tokens: it is part of the key
+FIELDS = (
+    "format", "key", "model", "prompt", "prompt_ids", "repeat", "seed", "config",
+    "text", "token_ids", "log_probs", "sum_log_prob", "self_reward", "finish_reason", "stats",
+)  # fmt: skip
+"""Of every line, in this order."""
 
 logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
 
 
 class StoreError(RuntimeError):
@@ -47,7 +52,7 @@ class Provenance:
 
     def options(self) -> dict[str, Any]:
         """The deciding options, as the `config` field of a line records them."""
-        return {**self.config.deciding(), "stop": sorted(self.stop), "eos_ids": sorted(self.eos_ids)}
+        return {**self.config.deciding(), "stop": sorted(set(self.stop)), "eos_ids": sorted(set(self.eos_ids))}
 
     def key(self, prompt_ids: Sequence[int], repeat: int) -> str:
         """32 hex digits that name one completion: equal keys, equal completions."""
@@ -59,9 +64,9 @@ class Provenance:
 class CompletionStore:
     """A folder of append-only `*.jsonl` files, one a process; open it with `with`.
 
-    A line is written whole or not at all, as soon as its completion is finished. A killed process can leave a
-    torn last line: it is dropped with a warning, and cut off if no live process writes that file. Several
-    processes may write side by side, each to a file of its own.
+    Each line is written as soon as its completion is finished, under a lock of the folder and after a look at
+    what other processes have added: no key is ever written twice. Whoever holds the lock knows that nobody is
+    in the middle of a line; one that is not whole then is what a killed process left, and is cut off.
 
     Args:
         folder: made if missing.
@@ -69,25 +74,29 @@ class CompletionStore:
 
     Raises:
         StoreError: the folder cannot be written, holds another model's completions, a line is damaged, or a
-            newer version wrote it. Nothing is changed then.
+            newer version wrote it. No file of the store is changed then.
     """
 
     def __init__(self, folder: str | Path, model: str) -> None:
         self.folder, self.model = Path(folder), model
-        self._stack = contextlib.ExitStack()
+        self._records: dict[str, Record] = {}
+        self._read_up_to: dict[Path, int] = {}  # bytes
         self._file: BinaryIO | None = None
+        self._lock = FileLock(self.folder / ".lock", poll_interval=0.01)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass  # fails here, before any decoding, rather than at the first line
+            with self._lock:
+                torn = self._read_new()
+                for path, size in torn.items():
+                    os.truncate(path, self._read_up_to[path])
+                    logger.warning("%s: dropped a torn last line of %d bytes", path, size)
         except OSError as error:
             raise StoreError(
                 f"completions={self.folder}: cannot be written ({error.strerror}); name a folder that can"
             ) from error
-        self._records = {record["key"]: record for record in read_store(self.folder, self._check)}
 
     def __len__(self) -> int:
-        """Completions stored."""
+        """Completions stored, as far as this process has seen."""
         return len(self._records)
 
     def get(self, key: str) -> Completion | None:
@@ -98,17 +107,14 @@ class CompletionStore:
     def add(
         self, prompt: str, prompt_ids: Sequence[int], repeat: int, source: Provenance, completion: Completion
     ) -> None:
-        """Append one completion; a key that is there already is left as it is.
+        """Append one completion; a key that is there already, from whichever process, is left as it is.
 
         Raises:
             StoreError: the line could not be written (a full disk, say); earlier lines are whole.
         """
-        key = source.key(prompt_ids, repeat)
-        if key in self._records:
-            return
         record = {
             "format": FORMAT,
-            "key": key,
+            "key": source.key(prompt_ids, repeat),
             "model": source.model,
             "prompt": prompt,
             "prompt_ids": list(prompt_ids),
@@ -117,13 +123,22 @@ class CompletionStore:
             "config": source.options(),
             **completion.record(),
         }
-        self._append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._records[key] = record
+        try:
+            with self._lock:
+                self._read_new()
+                if record["key"] not in self._records:
+                    self._append(record)
+        except OSError as error:
+            raise StoreError(
+                f"completions={self.folder}: writing failed ({error.strerror}); the {len(self)} completions "
+                "stored so far are whole: make room and start the same command again"
+            ) from error
 
     def close(self) -> None:
         """Close this process's file."""
-        self._stack.close()
-        self._file = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def __enter__(self) -> CompletionStore:
         """The store itself."""
@@ -135,32 +150,37 @@ class CompletionStore:
         """Close."""
         self.close()
 
-    def _append(self, line: bytes) -> None:
+    def _read_new(self) -> dict[Path, int]:
+        """Take over what the files have gained since the last look; bytes of the torn last lines, by file."""
+        torn = {}
+        for path in _files(self.folder):
+            lines = _Lines(path, self._read_up_to.get(path, 0))
+            for record in lines.records(self._check):
+                self._records.setdefault(record["key"], record)
+            self._read_up_to[path] = lines.end
+            if lines.torn:
+                torn[path] = lines.torn
+        return torn
+
+    def _append(self, record: Record) -> None:
+        if self._file is None:
+            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{os.urandom(2).hex()}.jsonl"
+            self._file = (self.folder / name).open("xb", buffering=0)
+            assert self._file is not None
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        start = self._file.tell()
         try:
-            file = self._file or self._open()
-            start = file.tell()
-            try:
-                written = 0
-                while written < len(line):
-                    written += file.write(line[written:])
-            except OSError:
-                file.truncate(start)
-                raise
-        except OSError as error:
-            raise StoreError(
-                f"completions={self.folder}: writing failed ({error.strerror}); the {len(self)} completions "
-                "stored so far are whole: make room and start the same command again"
-            ) from error
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError:
+            self._file.truncate(start)
+            self._file.seek(start)
+            raise
+        self._records[record["key"]] = record
+        self._read_up_to[Path(self._file.name)] = start + len(line)
 
-    def _open(self) -> BinaryIO:
-        path = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{os.urandom(2).hex()}.jsonl"
-        self._stack.callback(_lock_path(path).unlink, missing_ok=True)
-        self._stack.enter_context(FileLock(_lock_path(path)))
-        self._file = self._stack.enter_context(path.open("xb", buffering=0))  # type: ignore[assignment]
-        assert self._file is not None
-        return self._file
-
-    def _check(self, record: dict[str, Any], where: str) -> None:
+    def _check(self, record: Record, where: str) -> None:
         if _fingerprint(record["model"]) != _fingerprint(self.model):
             raise StoreError(
                 f"{where}: holds completions of the model {record['model']}, this run's is {self.model}; give "
@@ -168,58 +188,70 @@ class CompletionStore:
             )
 
 
-def read_store(folder: str | Path, check: Any = None) -> Iterator[dict[str, Any]]:  # noqa: ANN401
-    """The lines of a store, file by file, each key once.
+def read_store(folder: str | Path) -> Iterator[Record]:
+    """The lines of a store, file by file, each key once; for reading only, also while a run goes on.
 
     Args:
         folder: of the store.
-        check: called with (record, "file:line") for each line; raises to refuse it.
 
     Raises:
         StoreError: a line that is not the torn last one is damaged, or a newer version wrote it.
     """
     seen: set[str] = set()
-    for path in sorted(Path(folder).glob("*.jsonl")):
-        for number, line in enumerate(_whole_lines(path), start=1):
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-                version, key = record["format"], record["key"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise StoreError(
-                    f"{where}: is not a completion ({error!r}); remove that line, or name another folder"
-                ) from error
-            if version > FORMAT:
-                raise StoreError(
-                    f"{where}: written in format {version} by a newer lm-power, this one reads up to {FORMAT}; "
-                    "upgrade, or name another folder"
-                )
-            if check is not None:
-                check(record, where)
-            if key not in seen:
-                seen.add(key)
+    for path in _files(Path(folder)):
+        lines = _Lines(path, 0)
+        if lines.torn:
+            logger.warning("%s: left out a last line that is not whole (%d bytes)", path, lines.torn)
+        for record in lines.records():
+            if record["key"] not in seen:
+                seen.add(record["key"])
                 yield record
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    """The file's lines; a torn last one is left out, and cut off unless its writer lives."""
-    data = path.read_bytes()
-    *lines, torn = data.split(b"\n")
-    if torn:
-        try:
-            with FileLock(_lock_path(path), timeout=0):
-                data = path.read_bytes()  # again: a writer that has just closed may have finished the line
-                *lines, torn = data.split(b"\n")
-                os.truncate(path, len(data) - len(torn))
-            _lock_path(path).unlink(missing_ok=True)
-            logger.warning("%s: dropped a torn last line of %d bytes", path, len(torn))
-        except Timeout:
-            logger.info("%s: is being written by another process; its last line is not whole yet", path)
-    return lines
+class _Lines:
+    """The whole lines of a file from byte `start` on; they end at byte `end`, and `torn` bytes follow."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.path, self.start = path, start
+        with path.open("rb") as file:
+            file.seek(start)
+            *self.lines, torn = file.read().split(b"\n")
+            self.torn = len(torn)
+            self.end = file.tell() - self.torn
+
+    def records(self, check: Callable[[Record, str], None] | None = None) -> Iterator[Record]:
+        """The lines as records; `check` is called with (record, "file:line") and may refuse one."""
+        before = self.path.read_bytes()[: self.start].count(b"\n") if self.lines and self.start else 0
+        for number, line in enumerate(self.lines, start=before + 1):
+            where = f"{self.path}:{number}"
+            record = _parse(line, where)
+            if check is not None:
+                check(record, where)
+            yield record
 
 
-def _lock_path(path: Path) -> Path:
-    return path.with_name(path.name + ".lock")
+def _parse(line: bytes, where: str) -> Record:
+    """A line's record; raises `StoreError` if it is none, or a newer version's."""
+    try:
+        record = json.loads(line)
+        version = int(record["format"])
+        missing = [name for name in FIELDS if name not in record] if version <= FORMAT else []
+        if missing:
+            raise KeyError(*missing)
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{where}: is not a completion ({error!r}); remove that line, or name another folder"
+        ) from error
+    if version > FORMAT:
+        raise StoreError(
+            f"{where}: written in format {version} by a newer lm-power, this one reads up to {FORMAT}; "
+            "upgrade, or name another folder"
+        )
+    return dict(record)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.jsonl"))
 
 
 def _fingerprint(model: str) -> str:

@@ -75,16 +75,32 @@ def plan_generation(
     if "randomize_weights" in generation:
         raise OptionError("randomize_weights in --gen_kwargs: weights are loaded once; set it by --model_args")
     check_names(generation, known, "option in generation kwargs")
-    lengths = [generation[name] for name in _LENGTH_NAMES if generation.get(name) is not None]
-    length = lengths[0] if lengths else default_length
+    lengths = {name: generation[name] for name in _LENGTH_NAMES if generation.get(name) is not None}
+    if len(set(lengths.values())) > 1:
+        given = " and ".join(f"{name}={length}" for name, length in lengths.items())
+        raise OptionError(f"{given}: two names for one option; override the task's by the name that the task uses")
+    length = next(iter(lengths.values()), default_length)
     chosen = {name: generation[name] for name in SAMPLER_OPTIONS if name in generation}
     try:
         config = config.replace(**chosen, max_new_tokens=length)
     except OptionError as error:
         raise OptionError(str(error).replace("max_new_tokens", "max_gen_toks")) from None
-    until = generation.get("until")
-    stop = (until,) if isinstance(until, str) else tuple(until or ())
-    return Plan(config, stop, generation.get("completions", completions))
+    return Plan(config, _stop_strings(generation.get("until")), store_folder(generation, completions))
+
+
+def store_folder(options: Mapping[str, Any], default: str | None = None) -> str | None:
+    """The folder that `completions` names in some options; a number, as lm-eval reads 2024, is a name too."""
+    folder = options.get("completions", default)
+    if folder is None or (isinstance(folder, (str, int)) and not isinstance(folder, bool) and folder != ""):
+        return None if folder is None else str(folder)
+    raise OptionError(f"completions={folder!r}: must name a folder, such as completions=runs/alpha4")
+
+
+def _stop_strings(until: Any) -> tuple[str, ...]:
+    strings = [until] if isinstance(until, str) else until or []
+    if not isinstance(strings, (list, tuple)) or not all(isinstance(text, str) and text for text in strings):
+        raise OptionError(f"until={until!r}: must be a list of non-empty strings; for none write until: [] in the task")
+    return tuple(strings)
 
 
 def decoding_overruled(generation: Mapping[str, Any]) -> dict[str, Any]:

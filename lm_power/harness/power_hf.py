@@ -8,7 +8,7 @@ import functools
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lm_eval.api.instance import Instance
@@ -18,12 +18,12 @@ from lm_eval.models.utils import postprocess_generated_text
 from lm_power.completion import Completion, padding_completion
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.fingerprint import fingerprint
-from lm_power.harness.options import Plan, decoding_overruled, plan_generation, split_model_args
+from lm_power.harness.options import Plan, decoding_overruled, plan_generation, split_model_args, store_folder
 from lm_power.progress import progress_bar
 from lm_power.sampler import Job, PowerSampler
 from lm_power.store import CompletionStore, Provenance
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("lm_eval.power_hf")  # lm-eval shows INFO of its own loggers only
 
 
 class PowerHF(HFLM):
@@ -45,7 +45,7 @@ class PowerHF(HFLM):
 
     def __init__(
         self,
-        pretrained: Any,  # noqa: ANN401 - as HFLM: a name or a model
+        pretrained: Any,
         completions: str | None = None,
         randomize_weights: bool = False,
         **arguments: Any,
@@ -56,9 +56,10 @@ class PowerHF(HFLM):
             raise OptionError(f"randomize_weights={randomize_weights!r}: must be true or false")
         if randomize_weights and theirs.get("peft"):
             raise OptionError("randomize_weights=True with peft: an adapter on random weights is no control; drop one")
-        self._completions = completions
+        self._completions = store_folder({"completions": completions})
+        self._most_rows = theirs.get("max_batch_size")
         super().__init__(pretrained, **theirs)
-        self._join_processes(parallelize=bool(theirs.get("parallelize")))
+        self._join_processes()
         if randomize_weights:
             randomize(self.model, self.sampler_config.seed)
         self._randomized = randomize_weights
@@ -66,17 +67,17 @@ class PowerHF(HFLM):
     @functools.cached_property
     def sampler(self) -> PowerSampler:
         """The sampler around the loaded model; made at the first generation, which alone needs it."""
-        rows = "auto" if self.batch_size == "auto" else int(self.batch_size)
+        rows: int | Literal["auto"] = "auto" if self.batch_size == "auto" else int(self.batch_size)
         return PowerSampler(self.model, self.tokenizer, max_rows=rows)
 
     @functools.cached_property
     def model_name(self) -> str:
-        """"name@fingerprint", as the store records it."""
+        """The model as the store records it: "name@fingerprint"."""
         name = self.pretrained if isinstance(self.pretrained, str) else self.model.name_or_path
         parts = [str(name), *([f"peft={self.peft}"] if self.peft else []), *(["RandW"] * self._randomized)]
         return f"{'+'.join(parts)}@{fingerprint(self.model)}"
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Completion]:  # type: ignore[override]
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Completion]:
         """One `Completion` (a `str`) a request, in the order of the requests.
 
         The k-th occurrence of the same request is completion k of its prompt (lm-eval's `repeats`).
@@ -85,22 +86,26 @@ class PowerHF(HFLM):
             OptionError: wrong generation kwargs or prompts; nothing has been decoded then.
             StoreError: the store cannot be used.
         """
+        if self.mixed_precision_dtype is not None:
+            raise OptionError(
+                f"mixed_precision_dtype={self.mixed_precision_dtype}: is for log-likelihoods only; completions are "
+                "sampled in the dtype of the weights: set dtype=bfloat16, say"
+            )
         groups = self._groups(requests)
         answers = [padding_completion()] * len(requests)
         with contextlib.ExitStack() as stack:
+            # All of them before anything is decoded.
             stores = {
-                plan: None
-                if plan.completions is None
-                else stack.enter_context(CompletionStore(plan.completions, self.model_name))
-                for plan in groups
+                folder: stack.enter_context(CompletionStore(folder, self.model_name))
+                for folder in {plan.completions for plan in groups}
+                if folder is not None
             }
             for plan, wanted in groups.items():
+                store = None if plan.completions is None else stores[plan.completions]
                 show = not disable_tqdm and self.rank == 0
-                for request, completion in self._draw(plan, wanted, stores[plan], show):
-                    answers[request.place] = self._shown(completion)
-                    self.cache_hook.add_partial(
-                        "generate_until", requests[request.place].args, answers[request.place]
-                    )
+                for request, completion in self._draw(plan, wanted, store, show):
+                    answers[request.place] = self._shown(completion, plan.stop)
+                    self.cache_hook.add_partial("generate_until", requests[request.place].args, answers[request.place])
         return answers
 
     def get_model_info(self) -> dict[str, Any]:
@@ -108,14 +113,14 @@ class PowerHF(HFLM):
         ours = {**dataclasses.asdict(self.sampler_config), "model": self.model_name}
         return {**super().get_model_info(), "power_sampler": ours}
 
-    def _join_processes(self, parallelize: bool) -> None:
+    def _join_processes(self) -> None:
         """Share the documents among the processes of `accelerate launch` on any kind of device.
 
         HFLM does so only where it sees several GPUs; with one visible device a process, or on CPUs, every
         process would do all the work.
         """
         accelerator = getattr(self, "accelerator", None)
-        if accelerator is not None and accelerator.num_processes > 1 and not parallelize:
+        if accelerator is not None:  # HFLM keeps it where there are several processes
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
 
     @functools.cached_property
@@ -165,6 +170,8 @@ class PowerHF(HFLM):
                     "%d of %d prompts are cut on the left: with max_gen_toks=%d they exceed the model's %d positions",
                     cut, len(wanted), plan.config.max_new_tokens, self._positions,
                 )  # fmt: skip
+        if self.rank != 0:  # the rest concerns all processes alike
+            return
         if overruled:
             logger.info(
                 "method=%s decides how completions are drawn; the task's %s has no effect",
@@ -197,27 +204,28 @@ class PowerHF(HFLM):
         # Rows by all the jobs, not by the missing ones: a resumed run keeps its batch shape, and with it the
         # last bit of its numbers.
         longest = max(len(job.prompt_ids) for job in askers) + plan.config.max_new_tokens
-        rows = self.sampler.rows_for(len(askers), longest, plan.config)
+        most = self._most_rows if self.batch_size == "auto" else None
+        rows = self.sampler.rows_for(min(len(askers), most or len(askers)), longest, plan.config)
         with progress_bar(len(askers), show, done=len(askers) - len(missing)) as progress:
-            for index, completion in self.sampler.sample(
-                missing, plan.config, plan.stop, rows=rows, progress=progress
-            ):
+            for index, completion in self.sampler.sample(missing, plan.config, plan.stop, rows=rows, progress=progress):
                 job = missing[index]
                 if store is not None:
                     store.add(askers[job][0].context, job.prompt_ids, job.repeat, source, completion)
                 yield from ((request, completion) for request in askers[job])
 
-    def _shown(self, completion: Completion) -> Completion:
-        """The completion with its text cut after a thinking section, as HFLM does."""
+    def _shown(self, completion: Completion, stop: Sequence[str]) -> Completion:
+        """The completion with the thinking section cut off its text, as HFLM does."""
         marker = self.think_end_token
         if marker is None:
             return completion
-        if isinstance(marker, int):
-            tokens = list(completion.token_ids)
-            after = len(tokens) - tokens[::-1].index(marker) if marker in tokens else 0
-            text = self.tok_decode(tokens[after:])  # type: ignore[arg-type]
-            return completion.with_text(text.lstrip() if after else completion.text)
-        return completion.with_text(postprocess_generated_text(completion.text, None, marker))
+        text, tokens = completion.text, list(completion.token_ids)
+        if isinstance(marker, int) and marker in tokens:
+            spoken = tokens[:-1] if completion.finish_reason == "eos" else tokens
+            after = len(tokens) - tokens[::-1].index(marker)
+            text = self.tok_decode(spoken[after:]).lstrip()
+        return completion.with_text(
+            postprocess_generated_text(text, list(stop), marker if isinstance(marker, str) else None)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,9 +241,16 @@ class _Wanted:
 
 @torch.no_grad()
 def randomize(model: torch.nn.Module, seed: int) -> None:
-    """Replace all weights, in place, by those of a freshly initialised model of the same configuration."""
-    with torch.random.fork_rng():
+    """Replace all weights, in place, by those of a freshly initialised model of the same configuration.
+
+    Raises:
+        OptionError: a quantised model, whose integers are no weights.
+    """
+    if getattr(model, "is_quantized", False):
+        raise OptionError("randomize_weights=True with a quantised model: load it without quantisation")
+    with torch.random.fork_rng(devices=[]):  # made on the CPU: the same on every machine
         torch.manual_seed(seed)
-        fresh = type(model)(model.config).to(next(model.parameters()).dtype)  # type: ignore[call-arg]
+        fresh = type(model)(model.config)
+    weights = model.state_dict()
     for name, tensor in fresh.state_dict().items():
-        model.get_parameter_or_buffer(name).copy_(tensor)  # type: ignore[operator]
+        weights[name].copy_(tensor)

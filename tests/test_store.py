@@ -1,0 +1,344 @@
+"""The store: what is written is whole, once, this model's, and found again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from lm_power.completion import Completion, Stats
+from lm_power.config import METHODS, SamplerConfig
+from lm_power.fingerprint import fingerprint
+from lm_power.store import FIELDS, FORMAT, CompletionStore, Provenance, StoreError, read_store
+
+MODEL = "some/model@0123456789abcdef"
+SOURCE = Provenance(MODEL, SamplerConfig(), ("\n\n", "end"), (0, 7))
+COMPLETION = Completion(
+    "so\u2028 5 – 五",
+    token_ids=[4, 5, 0],
+    log_probs=[-0.25, -1.5, -1e-7],
+    finish_reason="eos",
+    stats=Stats(proposals=20, accepted=3, tokens_decoded=40, tokens_reused=9, seconds=1.5),
+)
+
+
+def fill(folder, *repeats, prompt=(1, 2), model=MODEL):
+    with CompletionStore(folder, model) as store:
+        for repeat in repeats:
+            store.add("p", prompt, repeat, dataclasses.replace(SOURCE, model=model), COMPLETION)
+
+
+def lines(folder):
+    return [line for path in sorted(Path(folder).glob("*.jsonl")) for line in path.read_bytes().splitlines(True)]
+
+
+def files(folder):
+    return sorted(Path(folder).glob("*.jsonl"))
+
+
+def test_round_trip(tmp_path):
+    """Guards against a field that is lost or rounded on the way to disk and back."""
+    fill(tmp_path / "new" / "store", 0)
+    with CompletionStore(tmp_path / "new" / "store", MODEL) as store:
+        back = store.get(SOURCE.key([1, 2], 0))
+        assert store.get(SOURCE.key([1, 2], 1)) is None
+        assert len(store) == 1
+    assert back == COMPLETION
+    assert vars(back) == vars(COMPLETION)
+
+
+def test_a_line_has_the_fields_of_the_contract(tmp_path):
+    """Guards DESIGN.md section 3: others read these names."""
+    fill(tmp_path, 0)
+    (line,) = lines(tmp_path)
+    record = json.loads(line)
+    contract = {
+        "key", "model", "prompt", "text", "token_ids", "sum_log_prob", "self_reward", "finish_reason", "repeat",
+        "seed", "config", "stats",
+    }  # fmt: skip
+    assert contract <= set(record)
+    assert tuple(record) == FIELDS
+    assert record["sum_log_prob"] == pytest.approx(-1.7500001)
+    assert record["self_reward"] == pytest.approx(-1.7500001 / 3)
+    assert record["config"]["alpha"] == 4.0 and record["config"]["stop"] == ["\n\n", "end"]
+    assert set(record["stats"]) == {"proposals", "accepted", "tokens_decoded", "tokens_reused", "seconds"}
+
+
+def test_a_key_is_written_once(tmp_path):
+    """Guards against doubled lines: in one process, in a later one, and beside one that is still open."""
+    with CompletionStore(tmp_path, MODEL) as first, CompletionStore(tmp_path, MODEL) as second:
+        for store in (first, first, second):
+            store.add("p", [1, 2], 0, SOURCE, COMPLETION)
+        second.add("p", [1, 2], 1, SOURCE, COMPLETION)
+        first.add("p", [1, 2], 1, SOURCE, COMPLETION)
+        assert first.get(SOURCE.key([1, 2], 1)) == COMPLETION
+    fill(tmp_path, 0, 1, 2)
+    assert sorted(json.loads(line)["repeat"] for line in lines(tmp_path)) == [0, 1, 2]
+
+
+def test_a_run_with_nothing_to_add_leaves_no_file(tmp_path):
+    """Guards against an empty file a start."""
+    fill(tmp_path, 0)
+    before = files(tmp_path)
+    fill(tmp_path, 0)
+    assert files(tmp_path) == before
+
+
+CHANGES = {
+    "method": "standard", "alpha": 3.0, "proposal_temperature": 0.5, "block_size": 191, "mcmc_steps": 9,
+    "max_new_tokens": 3071, "seed": 1,
+}  # fmt: skip
+
+
+def test_the_key_covers_what_decides(tmp_path):
+    """Guards against taking one completion for another: every option, stop, EOS, model, prompt, repeat."""
+    assert set(CHANGES) == {field.name for field in dataclasses.fields(SamplerConfig)}
+    others = [dataclasses.replace(SOURCE, config=SOURCE.config.replace(**{n: v})) for n, v in CHANGES.items()]
+    others += [
+        dataclasses.replace(SOURCE, stop=("\n\n",)),
+        dataclasses.replace(SOURCE, stop=()),
+        dataclasses.replace(SOURCE, eos_ids=(0,)),
+        dataclasses.replace(SOURCE, model="some/model@0123456789abcdee"),
+    ]
+    keys = [source.key([1, 2], 0) for source in (SOURCE, *others)]
+    keys += [SOURCE.key([1, 3], 0), SOURCE.key([1, 2, 2], 0), SOURCE.key([1, 2], 1)]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_key_changes_with_each_deciding_option_of_each_method(method):
+    """Guards `SamplerConfig.deciding` against an option forgotten, or one that needlessly loses a store."""
+    base = SamplerConfig(method=method)
+    for name, value in CHANGES.items():
+        if name == "method":
+            continue
+        changed = dataclasses.replace(SOURCE, config=base.replace(**{name: value}))
+        same = changed.key([1], 0) == dataclasses.replace(SOURCE, config=base).key([1], 0)
+        through_tau = name == "alpha" and method in ("temperature", "power_inf")  # default tau is 1/alpha
+        assert same is not (name in base.deciding() or through_tau), name
+
+
+def test_the_key_covers_nothing_else():
+    """Guards against a store that is lost when the model is moved, or stop strings are listed in another order."""
+    moved = dataclasses.replace(SOURCE, model="/other/place+x@0123456789abcdef", stop=("end", "\n\n", "end"))
+    assert moved.key((1, 2), 0) == SOURCE.key([1, 2], 0)
+    default = dataclasses.replace(SOURCE, config=SamplerConfig(proposal_temperature=0.25))
+    assert default.key([1, 2], 0) == SOURCE.key([1, 2], 0)
+
+
+def test_a_torn_last_line_is_dropped_and_cut_off(tmp_path, caplog):
+    """Guards resume after SIGKILL: half a line must neither stop the run nor stay for other readers."""
+    fill(tmp_path, 0, 1)
+    (path,) = files(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:50])
+    with CompletionStore(tmp_path, MODEL) as store:
+        assert len(store) == 2
+        assert "torn last line of 50 bytes" in caplog.text and str(path) in caplog.text
+        store.add("p", [1, 2], 2, SOURCE, COMPLETION)
+    assert path.read_bytes() == whole
+    assert len([json.loads(line) for line in lines(tmp_path)]) == 3
+
+
+def test_readers_change_nothing(tmp_path, caplog):
+    """Guards reports that run beside a sampler: its unfinished line is left out, and left alone."""
+    fill(tmp_path, 0)
+    (path,) = files(tmp_path)
+    torn = path.read_bytes() + b'{"format": 1, "ke'
+    path.write_bytes(torn)
+    assert [record["repeat"] for record in read_store(tmp_path)] == [0]
+    assert path.read_bytes() == torn
+    assert "not whole" in caplog.text
+
+
+def test_the_line_of_a_live_writer_is_not_cut(tmp_path):
+    """Guards two processes: one that starts while another is half-way through a line waits for the rest."""
+    fill(tmp_path, 0)
+    writer = textwrap.dedent(f"""
+        import sys, time
+        from pathlib import Path
+        from filelock import FileLock
+        line = Path({str(files(tmp_path)[0])!r}).read_bytes().replace(b'"key": "', b'"key": "x')
+        with FileLock({str(tmp_path / ".lock")!r}), open({str(tmp_path / "z.jsonl")!r}, "wb", buffering=0) as file:
+            file.write(line[:40])
+            print("half", flush=True)
+            sys.stdin.readline()
+            time.sleep(0.3)
+            file.write(line[40:])
+    """)
+    with subprocess.Popen(
+        [sys.executable, "-c", writer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "half\n"
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        with CompletionStore(tmp_path, MODEL) as store:
+            assert len(store) == 2
+    assert len(lines(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"not json\n", b"\n", b"[1]\n", b'{"format": 1, "key": "k"}\n', b'{"format": "one", "key": "k"}\n', b"\xff\n"],
+)
+def test_a_damaged_line_is_named(tmp_path, damage):
+    """Guards against skipping, or crashing without a place at, a line that is no completion."""
+    fill(tmp_path, 0, 1)
+    (path,) = files(tmp_path)
+    first, second = lines(tmp_path)
+    path.write_bytes(first + damage + second)
+    for reader in (lambda: CompletionStore(tmp_path, MODEL), lambda: list(read_store(tmp_path))):
+        with pytest.raises(StoreError, match=f"{path.name}:2: is not a completion"):
+            reader()
+    assert path.read_bytes() == first + damage + second
+
+
+def test_a_line_damaged_while_running_is_named(tmp_path):
+    """Guards the line numbers of files that are read on from the middle."""
+    with CompletionStore(tmp_path, MODEL) as store:
+        store.add("p", [1, 2], 0, SOURCE, COMPLETION)
+        with files(tmp_path)[0].open("ab") as file:
+            file.write(b"rubbish\n")
+        with pytest.raises(StoreError, match=r"jsonl:2: is not a completion"):
+            store.add("p", [1, 2], 1, SOURCE, COMPLETION)
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    """Guards against misreading what a later version wrote, whatever fields it has."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"format": FORMAT + 1, "other": 1}) + "\n")
+    with pytest.raises(StoreError, match=rf"a.jsonl:1: written in format {FORMAT + 1} by a newer lm-power"):
+        CompletionStore(tmp_path, MODEL)
+
+
+def test_another_models_store_is_refused_unchanged(tmp_path):
+    """Guards against mixing models; even a torn line of the other's stays."""
+    fill(tmp_path, 0)
+    (path,) = files(tmp_path)
+    path.write_bytes(path.read_bytes() + b"torn")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=f"jsonl:1: holds completions of the model {MODEL}.*other@ff"):
+        CompletionStore(tmp_path, "other@ff")
+    assert files(tmp_path) == [path] and path.read_bytes() == before
+    CompletionStore(tmp_path, "moved/elsewhere@0123456789abcdef").close()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    """Guards against finding out at the first completion."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"completions=.*file/store: cannot be written \(Not a directory\)"):
+        CompletionStore(tmp_path / "file" / "store", MODEL)
+    with pytest.raises(StoreError, match="cannot be written"):
+        CompletionStore(tmp_path / "file", MODEL)
+
+
+WRITER = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_store import *
+"""
+
+
+def run_python(code, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER + textwrap.dedent(code), *map(str, arguments)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_full_disk(tmp_path):
+    """Guards a run that fills the disk: the error says what is kept, lines stay whole, the next run goes on.
+
+    A file size limit stands for the full disk: write() comes back short, then fails, at the same places.
+    """
+    process = run_python(
+        """
+        import resource
+        with CompletionStore(sys.argv[1], MODEL) as store:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+            for repeat in range(9):
+                try:
+                    store.add("p", [1, 2], repeat, SOURCE, COMPLETION)
+                except StoreError as error:
+                    print(repeat, error)
+                    break
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, resource.RLIM_INFINITY))
+            store.add("p", [1, 2], 8, SOURCE, COMPLETION)
+        """,
+        tmp_path,
+    )
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    kept = int(out.split()[0])
+    assert kept >= 2
+    assert f"writing failed (File too large); the {kept} completions stored so far are whole: make room" in out
+    assert [json.loads(line)["repeat"] for line in lines(tmp_path)] == [*range(kept), 8]
+    fill(tmp_path, *range(9))
+    assert sorted(json.loads(line)["repeat"] for line in lines(tmp_path)) == list(range(9))
+
+
+def test_processes_write_side_by_side(tmp_path):
+    """Guards against lost, mixed or doubled lines when two processes add overlapping completions at once."""
+    code = """
+        with CompletionStore(sys.argv[1], MODEL) as store:
+            print("ready", flush=True)
+            sys.stdin.readline()
+            for repeat in range(int(sys.argv[2]), int(sys.argv[2]) + 150):
+                store.add("p", [1, 2], repeat, SOURCE, COMPLETION)
+    """
+    processes = [run_python(code, tmp_path, start) for start in (0, 100)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    assert len(files(tmp_path)) == 2
+    assert sorted(json.loads(line)["repeat"] for line in lines(tmp_path)) == list(range(250))
+
+
+def test_datasets_can_load_a_store(tmp_path, monkeypatch):
+    """Guards the contract that a store is training data for `datasets.load_dataset("json", …)`."""
+    import datasets
+
+    fill(tmp_path / "store", 0, 1)
+    fill(tmp_path / "store", 2)
+    data_files = str(tmp_path / "store" / "*.jsonl")
+    loaded = datasets.load_dataset("json", data_files=data_files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert sorted(loaded["repeat"]) == [0, 1, 2]
+    assert loaded["text"][0] == COMPLETION and loaded["token_ids"][0] == [4, 5, 0]
+
+
+def test_fingerprint_tells_models_apart():
+    """Guards the fingerprint: any weight, dtype or law-deciding setting counts; where a model lies does not."""
+    from models import make_model
+
+    base = fingerprint(make_model("qwen2"))
+    assert fingerprint(make_model("qwen2")) == base
+    changed = [make_model("qwen2", seed=1), make_model("qwen2", dtype=torch.bfloat16), make_model("qwen2")]
+    changed[2].config.rope_parameters["rope_theta"] *= 2
+    nudged = make_model("qwen2")
+    with torch.no_grad():
+        nudged.model.norm.weight[3] += 1e-3
+    prints = [fingerprint(model) for model in (*changed, nudged)]
+    assert len({base, *prints}) == 5
+    moved = make_model("qwen2")
+    moved.config._name_or_path = "elsewhere"
+    moved.config.eos_token_id = [0, 5]  # is part of the key itself
+    assert fingerprint(moved) == base
+
+
+def test_opening_is_quiet(tmp_path, caplog):
+    """Guards against warnings about a healthy store."""
+    caplog.set_level(logging.INFO)
+    fill(tmp_path, 0)
+    CompletionStore(tmp_path, MODEL).close()
+    assert not [r for r in caplog.records if r.name.startswith("lm_power")]
