@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DummyLayer
+from transformers import DynamicCache, PreTrainedModel, cache_utils
+from transformers.cache_utils import CacheLayerMixin
 
 from lm_power.engine.kv_cache import LayerShape, RowCache
 from lm_power.engine.masks import SUPPORTED_ATTENTION, accept_row_positions
@@ -20,6 +20,9 @@ from lm_power.target import log_probabilities
 # Not the largest |Δ log p|: over a large vocabulary in bfloat16 that is dominated by the rounding of logits.
 # A float64 model still takes norms and eager softmax in float32.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
+
+# A layer that reads another layer's keys and values (Gemma 3n, 4), in transformers that have a class for it.
+_SHARING: tuple[type, ...] = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
 
 
 class UnsupportedModelError(ValueError):
@@ -122,7 +125,7 @@ class HFBackend:
         layers = used.layers if used is cache else []
         shapes = []
         for index, layer in enumerate(layers):
-            if isinstance(layer, DummyLayer):  # reads another layer's keys and values (Gemma 3n, 4)
+            if isinstance(layer, _SHARING):
                 shapes.append(LayerShape(0, 0, 0, torch.float32, self.input_device))
                 continue
             keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)

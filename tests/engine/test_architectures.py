@@ -62,7 +62,7 @@ def test_log_probs_equal_a_full_forward_pass(name, attention):
     assert worst < 1e-4
     proposals = sum(c.stats.proposals for c in completions)
     accepted = sum(c.stats.accepted for c in completions)
-    assert 5 < accepted < proposals - 5, "the run must rewind, keep and restore"
+    assert 2 < accepted < proposals - 2, "the run must rewind, keep and restore"
     assert max(map(len, (c.token_ids for c in completions))) > WINDOW
     assert len({len(c.token_ids) for c in completions}) > 1, "rows must end at different times"
 
