@@ -113,7 +113,9 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=40)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; a tiny model gains nothing from more")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
 
     if args.prompts_file:
         prompts = args.prompts_file.read_text().splitlines()[: args.prompts]
@@ -122,9 +124,7 @@ def main() -> None:
         prompts = [json.loads(line)["prompt"] for line in lines]
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
-    options = {
-        name: getattr(args, name) for name in ("alpha", "block_size", "mcmc_steps", "max_new_tokens")
-    }
+    options = {name: getattr(args, name) for name in ("alpha", "block_size", "mcmc_steps", "max_new_tokens")}
     try:
         sampler = PowerSampler(model, tokenizer, max_rows=args.rows)
     except UnsupportedModelError as error:

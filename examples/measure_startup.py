@@ -26,9 +26,7 @@ from lm_power._build import PTH_LINE, PTH_NAME
 def make_environment(root: Path, with_hook: bool) -> Path:
     """Create a virtual environment, with the hook installed or not, and return its Python."""
     venv.create(root, with_pip=False, symlinks=os.name != "nt")
-    python = next(
-        path for path in (root / "bin" / "python", root / "Scripts" / "python.exe") if path.exists()
-    )
+    python = next(path for path in (root / "bin" / "python", root / "Scripts" / "python.exe") if path.exists())
     if with_hook:
         site_packages = next(path for path in root.rglob("site-packages") if path.is_dir())
         (site_packages / PTH_NAME).write_text(PTH_LINE, encoding="utf-8")

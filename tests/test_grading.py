@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from math_verdicts import VERDICTS
 
 from lm_power.harness.answers import bases_differ, extract_answer, integers_equal, literally_equal, tidy
 from lm_power.harness.grading import MathGrader, grade_math
@@ -18,65 +20,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("LM_POWER_DATA", REPOSITORY.parent / "shared" / "data"))
 MATH500 = DATA / "math500.jsonl"
 
-# Gold answer (all are MATH500's), answers that a person calls right, answers that a person calls wrong.
-VERDICTS = [
-    (r"\left( 3, \frac{\pi}{2} \right)", [r"(3,\pi/2)", r"(r,\theta) = \left( 3, \frac{\pi}{2} \right)"],
-     [r"(\frac{\pi}{2},3)", r"(3,\frac{\pi}{3})"]),
-    ("p - q", ["p-q", "-q+p"], ["q-p"]),
-    (r"\frac{14}{3}", [r"\dfrac{14}{3}", "14/3", r"4\frac{2}{3}", "4.666667", r"\frac{14}{3}\text{ units}"],
-     ["4.67", r"\frac{3}{14}", "14"]),
-    (r"\text{Evelyn}", ["Evelyn", r"\text{evelyn}", r"\textbf{Evelyn}", r"\text{Evelyn.}"],
-     [r"\text{Angela}", "E"]),
-    (r"90^\circ", ["90", r"90^{\circ}", r"90\text{ degrees}", "90°", r"90\degree", r"\angle A=90^\circ"],
-     ["45", r"\frac{\pi}{2}"]),
-    (r"3\sqrt{13}", [r"\sqrt{117}", r"3 \cdot \sqrt{13}"], [r"13\sqrt{3}", "10.8167"]),
-    ("6 - 5i", ["6-5i", "-5i+6"], ["6+5i", "5i-6"]),
-    ("x=5", ["5", "x = 5"], ["y=5", "x=-5"]),
-    ("5", ["x=5", "5.0", "5.", r"5\,", "{5}", "$5$", r"\text{5}", r"\$5", r"5\text{ inches}", "4+1=5"],
-     ["-5", "50", "1,5", "5!", "five hundred", "", "5, 6"]),
-    ("1,-2", ["-2,1", r"1 \text{ and } -2", r"x = 1 \text{ or } x = -2", r"\{1,-2\}"],
-     ["1", "1,2", "1,-2,3"]),
-    ("52_8", ["52_{8}", "52", r"52_{\text{8}}"], ["53_8", "52_{10}", "42"]),
-    (r"11\sqrt2", [r"11\sqrt{2}", r"\sqrt{242}"], [r"2\sqrt{11}"]),
-    ("3, 5, 7", ["7,5,3", r"3, 5, \text{ and } 7"], ["3,5", "3,5,8", "357"]),
-    ("1.25", [r"\frac{5}{4}", "1.250", r"1\frac14"], ["125", "1.26"]),
-    (r"x^5 - x^4 + x^3 - x^2 + x - 1", ["(x-1)(x^4+x^2+1)", "x^5-x^4+x^3-x^2+x-1"], ["x^5-x^4+x^3-x^2+x+1"]),
-    (r"-\frac{\pi}{6}", [r"\frac{-\pi}{6}", r"-\pi/6"], [r"\frac{\pi}{6}"]),
-    ("(6,31,-1)", ["(6, 31, -1)", "(a,b,c)=(6,31,-1)"], ["(31,6,-1)", "(6,31,1)"]),
-    (r"\cot x", [r"\frac{\cos x}{\sin x}", r"\cot(x)"], [r"\tan x"]),
-    ("(-2,1)", ["-2<x<1", r"x \in (-2,1)"], ["(1,-2)", "[-2,1]"]),
-    (r"1 \pm \sqrt{19}", [r"1+\sqrt{19}, 1-\sqrt{19}", r"x = 1 \pm \sqrt{19}"],
-     [r"1+\sqrt{19}", r"-1\pm\sqrt{19}"]),
-    (r"\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}",
-     [r"\begin{pmatrix} -\frac{1}{3} \\ \frac{2}{3} \\ \frac{5}{3} \end{pmatrix}",
-      r"\begin{bmatrix} -1/3 \\ 2/3 \\ 5/3 \end{bmatrix}"],
-     [r"\begin{pmatrix} -1/3 \\ 2/3 \\ 4/3 \end{pmatrix}"]),
-    (r"\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix}", [r"\begin{bmatrix}-1&0\\0&-1\end{bmatrix}"],
-     [r"\begin{pmatrix} 1 & 0 \\ 0 & 1 \end{pmatrix}"]),
-    ("(3,4]", [r"\left(3,4\right]", r"3 < x \leq 4", r"x\in(3,4]"], ["[3,4)", "(3,4)", "[3,4]"]),
-    (r"(2,\infty)", [r"(2, +\infty)", "x>2"], [r"[2,\infty)", r"(-\infty,2)"]),
-    (r"\text{(C)}", ["C", "(C)", r"\textbf{(C)}"], ["B", r"\text{(B)}"]),
-    (r"\text{even}", ["even", r"\text{Even}"], ["odd", r"\text{neither}"]),
-    (r"\$32,\!348", ["32348", "32,348", r"\$32348.00", r"32{,}348", r"32348\text{ dollars}"],
-     ["32,349", "32.348"]),
-    (r"10,\!080", ["10080", "10,080", r"10\,080"], ["1080", "10.08"]),
-    (r"11,\! 111,\! 111,\! 100", ["11111111100", "11,111,111,100"], ["11111111101"]),
-    (r"864 \mbox{ inches}^2", ["864", r"864 \text{ in}^2", r"864\text{ square inches}"], ["865"]),
-    (r"15\mbox{ cm}^2", ["15", r"15\,\text{cm}^2", "15 cm^2"], ["225"]),
-    (r"137 \frac{1}{2}", ["137.5", r"\frac{275}{2}"], ["137", r"\frac{137}{2}"]),
-    (r"\frac{270}7\text{ degrees}", [r"\frac{270}{7}", r"38\frac{4}{7}^\circ"], ["38.57"]),
-    ("5x - 7y + 11z + 4 = 0", ["-5x+7y-11z-4=0", "5x-7y+11z=-4"], ["5x-7y+11z-4=0"]),
-    ("y = 2x + 3", ["2x+3", "2x-y+3=0"], ["y=3x+2"]),
-    (".0000672", ["0.0000672", r"6.72 \times 10^{-5}"], ["0.0000674", ".000672"]),
-    (r"5.4 \text{ cents}", ["5.4", "5.4 cents"], ["5.5"]),
-    (r"(0,9) \cup (9,36)", [r"(9,36)\cup(0,9)"], ["(0,36)"]),
-    (r"x \in [-2,7]", ["[-2,7]", r"-2\le x\le 7"], ["(-2,7)"]),
-    (r"\{1\pm\sqrt{5},-2\}", [r"1+\sqrt5, 1-\sqrt5, -2", r"-2, 1\pm\sqrt{5}"], [r"1\pm\sqrt5"]),
-    (r"\$18.90", ["18.9", r"18.90\text{ dollars}"], ["1890", "18.91"]),
-    ("50", [r"50\%", r"50 \text{ percent}"], ["0.5"]),
-    (r"\frac{11+9a}{20}", [r"\frac{11}{20}+\frac{9a}{20}", "(11+9a)/20"], [r"\frac{11+9b}{20}"]),
-    (r"\frac{2}{1005}", ["2/1005"], ["0.00199", "0.002"]),
-]  # fmt: skip
 CASES = [(gold, answer, True) for gold, right, _ in VERDICTS for answer in right] + [
     (gold, answer, False) for gold, _, wrong in VERDICTS for answer in wrong
 ]
@@ -89,7 +32,7 @@ def test_hand_verdicts():
         for gold, answer, verdict in CASES
         if grade_math(rf"So the answer is $\boxed{{{answer}}}$.", gold) is not verdict
     ]
-    assert len(CASES) >= 60
+    assert len(CASES) >= 350 and len(VERDICTS) >= 75
     assert disagreements == []
 
 
@@ -210,6 +153,18 @@ WORKERS = {
 }
 
 
+def test_a_hanging_answer_costs_its_time_once():
+    """Guards the majority vote, which compares each answer of a problem with all others."""
+    grader = MathGrader()
+    assert grader.equal("4/2", "2", 30)
+    assert not grader.equal("9^{9^{9^{9}}}", "5", time_limit=0.5)
+    start = time.monotonic()
+    assert not any(grader.equal("9^{9^{9^{9}}}", str(gold) + "/7") for gold in range(20))
+    assert not any(grader.equal(str(gold) + "/7", "9^{9^{9^{9}}}") for gold in range(20))
+    assert time.monotonic() - start < 1
+    grader.close()
+
+
 @pytest.mark.parametrize(("behaviour", "kind"), [("dies", "crash"), ("stays silent", "timeout"), ("fails", "error")])
 def test_a_bad_worker_means_wrong(tmp_path, behaviour, kind):
     worker = tmp_path / "worker.py"
@@ -309,18 +264,20 @@ def test_gold_solutions_agree_with_gold_answers():
 
 
 def test_other_problems_answers_are_wrong_and_quick():
-    """Answers to other problems are right only if they are the same answer; under 20 ms each on average.
+    """500 shuffled pairs: right only if it is the same answer; under 20 ms each on average.
 
     All pairs go through math-verify here, and CPU time is counted, so that a busy machine fails nothing.
+    The agreements by chance are listed: a person reads each as equal.
     """
-    rows = _rows()[:250]
+    rows = _rows()
+    others = random.Random(0).sample(rows, len(rows))
     compare = _compare()
-    pairs = [(tidy(o["answer"]), tidy(r["answer"])) for r, o in zip(rows, rows[7:] + rows[:7], strict=True)]
+    pairs = [(tidy(o["answer"]), tidy(r["answer"])) for r, o in zip(rows, others, strict=True)]
     start = time.process_time()
     same = [(answer, gold) for answer, gold in pairs if compare(answer, gold)]
     mean = (time.process_time() - start) / len(pairs)
     print(f"{1000 * mean:.1f} ms an answer; {len(same)} chance agreements")
-    assert all(literally_equal(answer, gold) for answer, gold in same)
+    assert [(answer, gold) for answer, gold in same if not literally_equal(answer, gold)] == []
     assert mean < 0.020
 
 

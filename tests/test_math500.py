@@ -14,7 +14,7 @@ from lm_eval.loggers import EvaluationTracker  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 from lm_eval.utils import handle_non_serializable, hash_string, make_table  # noqa: E402
 
-from lm_power.harness import metrics  # noqa: E402
+from lm_power.harness import math_data, metrics  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TASKS = REPOSITORY / "tasks"
@@ -105,9 +105,8 @@ def test_prompt_is_the_papers_to_the_letter(rows_file):
 def test_configuration(rows_file):
     task = manager(rows_file).load(["math500"])["tasks"]["math500"]
     assert task.config.generation_kwargs == {"until": [], "max_gen_toks": 3072, "do_sample": False}
-    assert (task.VERSION, task.config.num_fewshot, task.config.repeats) == (1.0, 0, 1)
-    utils = __import__("sys").modules[task.config.process_results.__module__]
-    assert task.config.dataset_path == utils.HUB_PATH == "HuggingFaceH4/MATH-500"
+    assert (task.VERSION, task.config.num_fewshot, task.config.repeats) == (1.1, 0, 1)
+    assert task.config.dataset_path == math_data.MATH500 == "HuggingFaceH4/MATH-500"
 
 
 def test_plain_completions(rows_file, caplog):
@@ -146,8 +145,13 @@ def test_every_repeat_counts(rows_file, tmp_path):
     )
     out = evaluate(model, rows_file, ["math500_3"], own.parent)
     assert len(model.asked) == 9
-    assert out["results"]["math500_3"]["acc,none"] == pytest.approx((1 / 3 + 1 / 2 + 1) / 3)
-    assert out["results"]["math500_3"]["self_reward,none"] == pytest.approx((-2 - 1 - 1) / 3)
+    results = out["results"]["math500_3"]
+    # Of problem 2 two completions count: the third is marked as padding.
+    assert results["pass@2,none"] == pytest.approx((2 / 3 + 1 + 1) / 3)
+    assert results["maj_acc,none"] == pytest.approx((1 / 3 + 1 + 1) / 3)
+    assert results["bon_acc,none"] == pytest.approx((1 + 1 / 2 + 1) / 3)
+    assert results["acc,none"] == pytest.approx((1 / 3 + 1 / 2 + 1) / 3)
+    assert results["self_reward,none"] == pytest.approx((-2 - 1 - 1) / 3)
     assert out["samples"]["math500_3"][1]["doc"]["lm_power"]["correct"] == [1.0, 0.0]
 
 

@@ -153,9 +153,7 @@ CONSOLE_SCRIPT = "import sys; from lm_eval.__main__ import cli_evaluate; sys.exi
     [
         pytest.param(["-c", CONSOLE_SCRIPT], id="lm_eval"),
         pytest.param(["-m", "lm_eval"], id="python -m lm_eval"),
-        pytest.param(
-            ["-m", "accelerate.commands.launch", "-m", "lm_eval"], id="accelerate launch -m lm_eval"
-        ),
+        pytest.param(["-m", "accelerate.commands.launch", "-m", "lm_eval"], id="accelerate launch -m lm_eval"),
     ],
 )
 def test_every_command_lists_our_task(installed, command):
@@ -357,8 +355,7 @@ def test_damaged_plugin_warns_and_lm_eval_goes_on(tmp_path, borrowed):
     result = environment.run("-c", code)
     assert result.stdout == "True\n"
     assert (
-        "lm-power could not add itself to lm_eval.tasks.manager (ModuleNotFoundError: lm_power.tasks"
-        in result.stderr
+        "lm-power could not add itself to lm_eval.tasks.manager (ModuleNotFoundError: lm_power.tasks" in result.stderr
     )
 
 

@@ -46,6 +46,16 @@ def extract_answer(text: object) -> str | None:
     return answer if answer and len(answer) <= LONGEST_ANSWER else None
 
 
+def last_box(text: object) -> str | None:
+    r"""The content of the last complete box that is not empty, and nothing else; None without one.
+
+    >>> last_box(r"\boxed{A} or \boxed{B}, so \boxed{{C}}"), last_box("The answer is D.")
+    ('C', None)
+    """
+    boxes, _ = _boxes(text[-SEARCHED_CHARS:]) if isinstance(text, str) else ([], False)
+    return boxes[-1][2] if boxes and len(boxes[-1][2]) <= LONGEST_ANSWER else None
+
+
 def _boxes(text: str) -> tuple[list[tuple[int, int, str]], bool]:
     """The complete outermost boxes as (start, end, content), and whether any box was begun at all."""
     found: list[tuple[int, int, str]] = []
@@ -97,11 +107,16 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = (
     # Thousands: 10,\!080, 10\,080, 10{,}080. A bare comma stays: "1,234" may be a list, math-verify decides.
     (re.compile(r"(?<=\d)(?:(?:,\\!|\\[!,;: ]|~)\s*|\{,\})(?=\d{3}(?!\d))"), ""),
     (re.compile(r"\\[dt]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"^(\\text(?:bf|it)?\s*\{\s*)?(?:an?|the)\s+(?=[a-z]{3})"), r"\1"),  # "an ellipse"
     # "x \in [1, 2]" names the interval that it equals; math-verify reads an equation of a symbol and a set.
     (re.compile(r"^\s*[A-Za-z]\s*\\in(?![A-Za-z])\s*"), ""),
     (re.compile(r"_\s*\{?\s*\\text\s*\{\s*(\d+)\s*\}\s*\}?"), r"_{\1}"),
     (re.compile(r"(?<=[\d}\s])\s*(?:cm|mm|km|ft)\s*\^\s*\{?[23]\}?\s*$"), ""),
     (re.compile(r"(?:\\[ ,;:!]|\\q?quad(?![A-Za-z])|[.,;:~\s])+(\}?)$"), r"\1"),
+)
+_HALF_LINE = r"\s*(?P<{0}name>[A-Za-z])\s*(?P<{0}sign><|>|[≤≥]|\\[lg]eq?(?![A-Za-z]))(?P<{0}end>[^<>=≤≥,]+?)\s*"
+_HALF_LINES = re.compile(
+    _HALF_LINE.format("first") + r",?\s*(?:\\text\s*\{\s*or\s*\}|\\lor(?![A-Za-z])|\bor\b)" + _HALF_LINE.format("last")
 )
 _BASE = re.compile(r"-?[0-9A-Za-z]+_\{?(?P<base>\d+)\}?")
 _INTEGER = re.compile(r"-?[0-9]{1,100}")
@@ -113,11 +128,28 @@ def tidy(answer: str) -> str:
 
     >>> tidy(r"{10,\!080.}"), tidy("90°"), tidy(r"x \in [-2,7]")
     ('10080', '90^\\circ', '[-2,7]')
+    >>> tidy(r"x<2 \text{ or } x \ge 3"), tidy(r"\text{an ellipse}")
+    ('(-\\infty,2) \\cup [3,\\infty)', '\\text{ellipse}')
     """
     answer = _without_outer_braces(answer.strip())
     for pattern, replacement in _REWRITES:
         answer = pattern.sub(replacement, answer)
-    return answer
+    return _union_of_half_lines(answer)
+
+
+def _union_of_half_lines(answer: str) -> str:
+    r"""`x < 2 \text{ or } x > 3` as the set that it describes, which math-verify does not read from it."""
+    match = _HALF_LINES.fullmatch(answer)
+    if match is None or match["firstname"] != match["lastname"]:
+        return answer
+    lines = []
+    for sign, end in ((match["firstsign"], match["firstend"]), (match["lastsign"], match["lastend"])):
+        closed = sign not in "<>"
+        if sign in ("<", "≤") or sign.startswith(r"\l"):
+            lines.append(rf"(-\infty,{end.strip()}{']' if closed else ')'}")
+        else:
+            lines.append(rf"{'[' if closed else '('}{end.strip()},\infty)")
+    return r" \cup ".join(lines)
 
 
 def _without_outer_braces(answer: str) -> str:

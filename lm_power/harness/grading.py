@@ -60,6 +60,15 @@ def grade_math(completion: object, gold: object, time_limit: float = TIME_LIMIT)
     return answer is not None and _default_grader().equal(answer, gold, time_limit)
 
 
+def math_equal(answer: str, gold: str) -> bool:
+    r"""Whether two final answers in LaTeX, as `answers.extract_answer` finds them, are mathematically equal.
+
+    >>> math_equal(r"\frac{1}{2}", "0.5")
+    True
+    """
+    return _default_grader().equal(answer, gold)
+
+
 def require_math_verify() -> None:
     """Raise ImportError if math-verify is missing: call it before a model spends hours on completions."""
     if importlib.util.find_spec("math_verify") is None:
@@ -85,6 +94,8 @@ class MathGrader:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._lock = threading.Lock()
+        # Answers that hung or crashed once; a majority vote compares each with many others.
+        self._hopeless: set[str] = set()
         # The same wrong answer comes up again among the repeats of a prompt, also the one that hangs.
         self._verdict = lru_cache(maxsize=8192)(self._compare)
         atexit.register(self.close)
@@ -106,7 +117,7 @@ class MathGrader:
             return True
         if (same := integers_equal(answer, gold)) is not None:
             return same
-        if bases_differ(answer, gold):
+        if bases_differ(answer, gold) or not self._hopeless.isdisjoint((answer, gold)):
             return False
         with self._lock:
             return self._verdict(answer, gold, time_limit)
@@ -136,8 +147,10 @@ class MathGrader:
                 self._note("error", answer)
                 return False
             if timed_out:
+                self._hopeless.add(answer)
                 self._note("timeout", answer)
                 return False
+        self._hopeless.add(answer)
         self._note("crash", answer)
         return False
 

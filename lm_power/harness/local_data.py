@@ -1,8 +1,11 @@
-"""Load a task's documents from a file on this machine, saying plainly what is wrong with it."""
+"""Load a task's documents from the hub or from a file on this machine, saying plainly what is wrong."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +14,40 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+def load_hub(path: str, name: str | None, split: str, way_out: str) -> Dataset:
+    """One split of a data set of the Hugging Face hub.
+
+    Args:
+        path: its hub id.
+        name: its configuration; None if it has one only.
+        split: the split.
+        way_out: what a user without it can do, for the message.
+
+    Raises:
+        RuntimeError: it cannot be had: no network, no such data set, no access.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, name, split=split)
+    except Exception as error:  # the hub's client raises many kinds
+        cause = " ".join(str(error).split())
+        raise RuntimeError(
+            f"could not load {path} from the Hugging Face hub ({type(error).__name__}: {cause}). {way_out}"
+        ) from error
+
+
+def normalised(text: str) -> str:
+    r"""`text` without case and white space: how copies of one problem are recognised.
+
+    >>> normalised(" What is $1 + 1$?\n") == normalised("what is $1+1$?")
+    True
+    """
+    return re.sub(r"\s+", "", text).casefold()
+
+
 def load_local(path: str, columns: Sequence[str], option: str) -> Dataset:
-    """The rows of a JSON Lines file (`.jsonl`) or of a JSON file that holds a list of objects.
+    """The rows of a JSON Lines file, of a JSON file that holds a list of objects, or of a `.csv` file.
 
     Args:
         path: the file; `~` is the home folder, a relative path starts at the current folder.
@@ -24,7 +59,7 @@ def load_local(path: str, columns: Sequence[str], option: str) -> Dataset:
             lacks columns.
     """
     file = Path(path).expanduser()
-    wanted = f"{option} must name a JSON Lines file with the columns {', '.join(columns)}"
+    wanted = f"{option} must name a JSON Lines or CSV file with the columns {', '.join(columns)}"
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
         raise ValueError(f"{option}={path}: {what} ({file.absolute()}). {wanted}.")
@@ -49,6 +84,8 @@ def _read_rows(file: Path, option: str, wanted: str) -> list[dict[str, Any]]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option}={file}: cannot be read: {error}. {wanted}.") from error
+    if file.suffix.lower() == ".csv":
+        return _read_csv(text, file, option, wanted)
     # A JSON list is one value that starts on line 1; in JSON Lines every line is a value.
     is_list = text.lstrip().startswith("[")
     values = [(1, text)] if is_list else list(enumerate(text.split("\n"), start=1))
@@ -65,6 +102,17 @@ def _read_rows(file: Path, option: str, wanted: str) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise ValueError(f"{option}={file}: row {number} is not an object but {row!r:.60}. {wanted}.")
+    return rows
+
+
+def _read_csv(text: str, file: Path, option: str, wanted: str) -> list[dict[str, Any]]:
+    try:
+        rows = list(csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{option}={file}: is not CSV: {error}. {wanted}.") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row:  # where DictReader puts the surplus
+            raise ValueError(f"{option}={file}: row {number} has more fields than the header. {wanted}.")
     return rows
 
 

@@ -1,35 +1,60 @@
 r"""The numbers that our generation tasks return for one document, the same for every task.
 
+`metric_list` declares them, `completion_metrics` computes them, `PowerTask` puts the two together.
+
 What lm-eval 0.4.13 does with the dict of `process_results`, and why it is shaped as it is:
 
-* A key becomes a row of the results table if some document returned it. One that is declared in `metric_list`
-  and never returned leaves no row, no warning and no crash. So each task declares `self_reward`, and plain
-  `hf`, which gives no log-probabilities, gets a clean table without it. (NaN would print `nan`; 0 would be
-  false.)
+* A key becomes a row of the results table if some document returned it. One that is declared and never
+  returned leaves no row, no warning and no crash. So `self_reward` is declared always, and plain `hf`, which
+  gives no log-probabilities, gets a clean table without it. (NaN would print `nan`; 0 would be false.)
 * A key that is returned and not declared is averaged with a warning. So everything must be declared.
 * A key that only some documents return is averaged over those, with one warning that counts them. Under
   several processes rank 0's keys are looked up on every rank: one that a rank lacks altogether is a
   KeyError, one that rank 0 lacks is dropped. So a model must give log-probabilities for all requests or for
   none.
-* Scalars aggregated by `mean` get a standard error over documents, so a document's completions are averaged
-  here.
-* Without a `filter_list`, lm-eval keeps the first of a document's repeats. Our tasks write
-  `filter_list: [{name: none, filter: []}]`, an empty pipeline, which hands over all, as one list in a list.
+* Scalars aggregated by `mean` get the standard error `s / sqrt(documents)`. A document's completions are
+  averaged here, so that the unit is a problem: completions of one problem are no independent trials.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from numbers import Real
 from typing import Any
+
+from lm_power.harness.best_of_n import best_of_n, covariance, ks, majority_vote, mean, pass_at_k
 
 logger = logging.getLogger(__name__)
 
 LOG_KEY = "lm_power"
 """The one key that `log_completions` adds to a document."""
+
+HIGHER_IS_BETTER: dict[str, bool | None] = {
+    "acc": True,
+    "self_reward": True,
+    "tokens": None,
+    "tokens_decoded": False,
+    "acceptance_rate": None,
+    # From two completions on.
+    "bon_acc": True,
+    "bon_self_reward": True,
+    "maj_acc": True,
+    "oracle": True,
+    "cov_acc_self_reward": None,
+}
+"""Every metric but pass@k, which depends on N; what each is: `completion_metrics`."""
+
+
+def metric_list(n: int) -> list[dict[str, Any]]:
+    """The `metric_list` of a task with n completions a problem, as its YAML would have it."""
+    directions = {**HIGHER_IS_BETTER, **({f"pass@{k}": True for k in ks(n)} if n > 1 else {})}
+    return [
+        {"metric": name, "aggregation": "mean", "higher_is_better": direction} for name, direction in directions.items()
+    ]
 
 
 def real_completions(results: Iterable[Any]) -> list[str]:
@@ -46,34 +71,81 @@ def real_completions(results: Iterable[Any]) -> list[str]:
     return [completion for completion in flat if not getattr(completion, "is_padding", False)]
 
 
-def completion_metrics(correct: Sequence[float], completions: Sequence[str]) -> dict[str, float]:
-    """The metrics of one document from its completions.
+def completion_metrics(
+    correct: Sequence[float],
+    completions: Sequence[str],
+    answers: Sequence[Any] | None = None,
+    equal: Callable[[Any, Any], bool] = operator.eq,
+) -> dict[str, float]:
+    """The metrics of one document from its N completions.
 
     Args:
-        correct: 1.0 or 0.0 (or a score between) for each completion.
+        correct: 1.0 or 0.0 for each completion.
         completions: the texts, in the same order. One that carries its log-probabilities has an attribute
-            `self_reward`, `(1/|x|) Σ_t log p(x_t | x_<t)`, nats a token (Tomihari & Sato 2026).
+            `self_reward`, `(1/|x|) Σ_t log p(x_t | x_<t)`, nats a token (Tomihari & Sato 2026), one that
+            knows its tokens `token_ids`, and one that knows its cost `stats` (`lm_power.completion`).
+        answers: final answer of each completion, None where it has none; without them no majority vote.
+        equal: whether two answers are the same.
 
     Returns:
-        `acc`: mean of `correct`, and `self_reward`: mean of the completions' own, present if all have one.
+        Always `acc`, the mean of `correct` over all completions. With what the completions know (each key
+        is present only if all of them know it): `self_reward`, their mean; `tokens`, mean length;
+        `tokens_decoded`, mean number of tokens decoded for one, rejected proposals included;
+        `acceptance_rate`, accepted over all proposals. For N > 1 also `pass@k` for k = 1, 2, 4, … N;
+        `oracle`, which is pass@N; `maj_acc`, correctness of the majority's answer; `bon_acc` and
+        `bon_self_reward`, of the completion with the largest self-reward; `cov_acc_self_reward`, the sample
+        covariance of correctness and self-reward, whose sign tells whether sharpening helps (the same,
+        Proposition 4, with the self-reward for log p).
 
     Raises:
-        ValueError: if there are no completions, or not as many as verdicts.
+        ValueError: if there are no completions, not as many as verdicts, or a verdict is neither 1 nor 0.
 
-    >>> completion_metrics([1.0, 0.0], ["yes", "no"])
-    {'acc': 0.5}
+    >>> completion_metrics([1.0], ["yes"])
+    {'acc': 1.0}
     """
-    if len(correct) != len(completions):
-        raise ValueError(f"{len(correct)} verdicts for {len(completions)} completions: must be one each")
-    if not completions:
+    n = len(completions)
+    if len(correct) != n or (answers is not None and len(answers) != n):
+        raise ValueError(f"{len(correct)} verdicts for {n} completions: must be one each, and so must answers")
+    if n == 0:
         raise ValueError("no completions for this document: `repeats` must be at least 1")
-    metrics = {"acc": _mean([float(score) for score in correct])}
-    rewards = [self_reward(completion) for completion in completions]
-    known = [reward for reward in rewards if reward is not None]
-    if len(known) == len(rewards):
-        metrics["self_reward"] = _mean(known)
-    else:
+    if not all(verdict in (0, 1) for verdict in correct):
+        raise ValueError(f"verdicts {list(correct)}: each must be 1 or 0, since pass@k counts the correct ones")
+    scores = [float(verdict) for verdict in correct]
+    right = round(sum(scores))
+    metrics = {"acc": right / n}
+    if n > 1:
+        metrics |= {f"pass@{k}": pass_at_k(n, right, k) for k in ks(n)}
+        metrics["oracle"] = float(right > 0)
+        if answers is not None:
+            metrics["maj_acc"] = majority_vote(scores, answers, equal)
+    return metrics | _self_reward_metrics(scores, completions) | _cost_metrics(completions)
+
+
+def _self_reward_metrics(scores: Sequence[float], completions: Sequence[str]) -> dict[str, float]:
+    known = [self_reward(completion) for completion in completions]
+    rewards = [reward for reward in known if reward is not None]
+    if len(rewards) < len(known):
         _notice_no_self_reward()
+        return {}
+    metrics = {"self_reward": mean(rewards)}
+    if len(rewards) > 1:
+        metrics["bon_acc"] = best_of_n(rewards, scores)
+        metrics["bon_self_reward"] = max(rewards)
+        metrics["cov_acc_self_reward"] = covariance(scores, rewards)
+    return metrics
+
+
+def _cost_metrics(completions: Sequence[str]) -> dict[str, float]:
+    lengths = [len(ids) for ids in (getattr(c, "token_ids", None) for c in completions) if ids is not None]
+    stats = [s for s in (getattr(c, "stats", None) for c in completions) if s is not None]
+    metrics = {}
+    if len(lengths) == len(completions):
+        metrics["tokens"] = mean(lengths)
+    if len(stats) == len(completions):
+        metrics["tokens_decoded"] = mean([s.tokens_decoded for s in stats])
+        proposals = sum(s.proposals for s in stats)
+        if proposals:  # none in ancestral sampling
+            metrics["acceptance_rate"] = sum(s.accepted for s in stats) / proposals
     return metrics
 
 
@@ -83,7 +155,9 @@ def self_reward(completion: str) -> float | None:
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
-def log_completions(doc: dict[str, Any], correct: Sequence[float], completions: Sequence[str]) -> None:
+def log_completions(
+    doc: dict[str, Any], correct: Sequence[float], completions: Sequence[str], answers: Sequence[Any] | None = None
+) -> None:
     """Put what is known of each completion under `doc["lm_power"]`, for `--log_samples`.
 
     lm-eval logs `doc` after `process_results`, and hashes the copy that the request was built from
@@ -94,19 +168,16 @@ def log_completions(doc: dict[str, Any], correct: Sequence[float], completions: 
     tokens = [getattr(completion, "token_ids", None) for completion in completions]
     doc[LOG_KEY] = {
         "correct": [float(score) for score in correct],
+        **({} if answers is None else {"answer": list(answers)}),
         "self_reward": [self_reward(completion) for completion in completions],
         "finish_reason": [getattr(completion, "finish_reason", None) for completion in completions],
         "tokens": [None if ids is None else len(ids) for ids in tokens],
     }
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
 @cache  # once a process
 def _notice_no_self_reward() -> None:
     logger.warning(
-        "this model gives no log-probabilities with its completions: the self_reward metric is left out. "
-        "--model power-hf gives them, with method=standard for ordinary sampling."
+        "this model gives no log-probabilities with its completions: self_reward and the metrics made from it are "
+        "left out. --model power-hf gives them, with method=standard for ordinary sampling."
     )

@@ -274,6 +274,7 @@ def test_token_weights_are_never_positive(seed: int, alpha: float, share: float)
     beta = 1 + share * (alpha - 1)
     toy = random_toy(5, (4,), seed=seed)
     chain = BlockwiseMetropolis(alpha, beta, 4, 1, 4)
-    state = chain.advance(EMPTY_STATE, request := chain.propose(EMPTY_STATE, Stream(b"%d" % seed)), toy.decode((), request))[0]
+    request = chain.propose(EMPTY_STATE, Stream(b"%d" % seed))
+    state, _ = chain.advance(EMPTY_STATE, request, toy.decode((), request))
     for cut in range(len(state)):
         assert chain.log_weight(state, cut) - chain.log_weight(state, cut + 1) <= 1e-12

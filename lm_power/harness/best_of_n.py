@@ -1,0 +1,95 @@
+"""Estimators over the N completions of one problem; pure functions of verdicts, rewards and answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean, correctly rounded sum.
+
+    >>> mean([1.0, 0.0])
+    0.5
+    """
+    return math.fsum(values) / len(values)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased estimate of P(at least one of k completions is correct): `1 - C(n-c, k) / C(n, k)`.
+
+    The share of the k-subsets of the n completions that hold a correct one (Chen et al. 2021, section 2.1),
+    in exact integers.
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    subsets = math.comb(n, k)
+    return (subsets - math.comb(n - correct, k)) / subsets
+
+
+def ks(n: int) -> list[int]:
+    """The k of the pass@k that are reported for n completions: 1, 2, 4, … and n itself.
+
+    >>> ks(8), ks(6)
+    ([1, 2, 4, 8], [1, 2, 4, 6])
+    """
+    return [*(1 << power for power in range((n - 1).bit_length())), n]
+
+
+def best_of_n(rewards: Sequence[float], scores: Sequence[float]) -> float:
+    """Score of the completion with the largest reward; of several, their mean.
+
+    The expectation under a fair draw among equals, so that nothing depends on the order of the completions.
+
+    >>> best_of_n([-0.5, -0.1, -0.1], [0.0, 1.0, 0.0])
+    0.5
+    """
+    best = max(rewards)
+    return mean([score for reward, score in zip(rewards, scores, strict=True) if reward == best])
+
+
+def covariance(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Unbiased sample covariance `1/(n-1) Σ (x - x̄)(y - ȳ)`, n >= 2.
+
+    >>> covariance([1.0, 0.0], [-0.1, -0.5])
+    0.2
+    """
+    x_mean, y_mean = mean(xs), mean(ys)
+    return math.fsum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True)) / (len(xs) - 1)
+
+
+def majority_vote(correct: Sequence[float], answers: Sequence[Any], equal: Callable[[Any, Any], bool]) -> float:
+    """Probability that the most frequent answer is the right one; ties are broken by a fair draw.
+
+    Args:
+        correct: verdict of each completion, 1.0 or 0.0.
+        answers: final answer of each; None, no answer, casts no vote.
+        equal: whether two wrong answers are the same; called only where their votes can matter.
+
+    The right answers are one group by their verdicts. A wrong answer joins the first group whose first
+    member equals it. With `c` votes for the right answer and `w` for the largest of the wrong ones: 1 if
+    c > w, 0 if c < w, else 1 / (number of groups of that size).
+
+    >>> majority_vote([1, 1, 0, 0, 0], ["4", "4.0", "5", "5", "6"], lambda a, b: a == b)
+    0.5
+    """
+    right = sum(1 for verdict, answer in zip(correct, answers, strict=True) if verdict and answer is not None)
+    wrong = [answer for verdict, answer in zip(correct, answers, strict=True) if not verdict and answer is not None]
+    if right == 0:
+        return 0.0
+    if right > len(wrong):
+        return 1.0
+    groups: list[list[Any]] = []
+    for answer in wrong:
+        for group in groups:
+            if equal(answer, group[0]):
+                group.append(answer)
+                break
+        else:
+            groups.append([answer])
+    sizes = [len(group) for group in groups]
+    if max(sizes) != right:
+        return float(max(sizes) < right)
+    return 1 / (1 + sizes.count(right))

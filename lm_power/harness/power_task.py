@@ -1,0 +1,88 @@
+"""The task class behind our tasks: N completions a problem by a stock flag, and the metrics declared once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import ConfigurableTask
+
+from lm_power.harness.metrics import metric_list
+
+
+class PowerTask(ConfigurableTask):
+    """A YAML task (`class: !function lm_power.harness.power_task.PowerTask`) that can be repeated.
+
+    N, the completions a problem, is 1 unless the YAML says `repeats: N` or the command line
+    `--gen_kwargs n=N`, which wins. `n` goes no further: the model never sees it. The YAML needs neither
+    `metric_list` (`metrics.metric_list`) nor `filter_list` (an empty pipeline, which hands over all
+    completions; lm-eval's default keeps the first only).
+
+    Raises:
+        ValueError: N is not a whole number of at least 1.
+    """
+
+    def __init__(
+        self, data_dir: Any = None, cache_dir: Any = None, download_mode: Any = None, config: dict | None = None
+    ) -> None:
+        settings = {name: value for name, value in (config or {}).items() if name != "class"}
+        repeats = completions_a_problem("repeats", settings.get("repeats", 1), "repeats: 8")
+        settings |= {"repeats": repeats}
+        settings["metric_list"] = settings.get("metric_list") or metric_list(repeats)
+        settings.setdefault("filter_list", [{"name": "none", "filter": []}])
+        super().__init__(data_dir, cache_dir, download_mode, settings)
+
+    def set_config(self, key: str, value: Any, update: bool = False) -> None:
+        """lm-eval's; it brings `--gen_kwargs` here, whose `n` is checked before anything is decoded."""
+        super().set_config(key, value, update)
+        self._take_n()
+
+    def build_all_requests(self, **options: Any) -> None:
+        """lm-eval's, for N completions a problem."""
+        self._take_n()
+        self._declare_metrics()
+        super().build_all_requests(**options)
+        for instance in self._instances:  # --cache_requests brings back an earlier run's number
+            instance.repeats = self.config.repeats
+
+    def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
+        """lm-eval's, without the completions beyond N.
+
+        Under several processes lm-eval fills a short rank up with clones of its last request, whose
+        completions come after the document's own: they would give it more chances than the others.
+        """
+        n = self.config.repeats
+        own = [result[:n] if isinstance(result, list) else result for result in results]
+        metrics: dict[str, float] = super().process_results(doc, own)
+        return metrics
+
+    def _take_n(self) -> None:
+        generation = self.config.generation_kwargs or {}
+        if "n" in generation:
+            self.config.repeats = completions_a_problem("n", generation.pop("n"), "--gen_kwargs n=8")
+
+    def _declare_metrics(self) -> None:
+        """Declare the metrics that N brings with it; --predict_only has replaced all metrics by "bypass"."""
+        if "bypass" in self._metric_fn_list:
+            return
+        for entry in metric_list(self.config.repeats):
+            name = entry["metric"]
+            if name not in self._aggregation_list:
+                self.config.metric_list.append(entry)
+                self._metric_fn_list[name] = None
+                self._aggregation_list[name] = mean
+                self._higher_is_better[name] = entry["higher_is_better"]
+
+
+def completions_a_problem(name: str, value: Any, example: str) -> int:
+    """`value` as the number of completions a problem; the messages call it `name`.
+
+    Raises:
+        ValueError: not a whole number of at least 1.
+    """
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or value < 1:
+        raise ValueError(
+            f"{name}={value!r}: the number of completions a problem must be a whole number >= 1, such as {example}"
+        )
+    return int(value)
