@@ -166,7 +166,7 @@ BAD_OPTIONS = [
     ({"top_k": 5}, "unknown option 'top_k': available: method, alpha"),
     ({"alpha": 4.0, "proposal_temperature": 0.2}, r"proposal_temperature=0.2: must be in \[1/alpha, 1\] = \[0.25, 1\]"),
     ({"proposal_temperature": 1.1}, "proposal_temperature=1.1: must be in"),
-    ({"proposal_temperature": 0, "method": "temperature"}, "proposal_temperature=0: must be > 0"),
+    ({"proposal_temperature": 0, "method": "temperature"}, "proposal_temperature=0: must be >= 1e-06"),
     ({"n": 0}, "n=0: must be a whole number >= 1"),
     ({"n": 1.5}, "n=1.5"),
     ({"stop": [""]}, r"stop=\[''\]: every stop string must be a non-empty string"),
