@@ -14,7 +14,7 @@ from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from lm_power.harness.code_answers import assemble, make_program  # noqa: E402
-from lm_power.harness.code_runner import run_programs  # noqa: E402
+from lm_power.sandbox.runner import run_programs  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TASKS = REPOSITORY / "tasks"

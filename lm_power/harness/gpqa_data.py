@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_power.harness.answers import last_box
+from lm_power.grading.math_answers import last_box
 from lm_power.harness.local_data import load_hub, load_local, normalised
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from lm_power.harness.answers import extract_answer
+from lm_power.grading.math_answers import extract_answer
 from lm_power.harness.local_data import load_hub, load_local, normalised
 
 if TYPE_CHECKING:

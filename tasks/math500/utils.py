@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lm_power.harness.answers import extract_answer
-from lm_power.harness.grading import math_equal, require_math_verify
+from lm_power.grading.math_answers import extract_answer
+from lm_power.grading.math_grader import math_equal, require_math_verify
 from lm_power.harness.math_data import load_math500
 from lm_power.harness.metrics import completion_metrics, log_completions, real_completions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lm_power.harness.code_answers import code_results
-from lm_power.harness.code_runner import require_sandbox
+from lm_power.sandbox.runner import require_sandbox
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lm_power.harness import code_runner
-from lm_power.harness.code_runner import LAYERS, Program, run_programs
-from lm_power.harness.code_wire import Opaque, decode, encode
+from lm_power.sandbox import runner as code_runner
+from lm_power.sandbox.runner import LAYERS, Program, run_programs
+from lm_power.sandbox.wire import Opaque, decode, encode
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the layers are Linux's")
 
@@ -549,7 +549,7 @@ def test_what_is_missing_is_said_once(caplog):
 def test_nothing_outlives_a_killed_evaluation(layers):
     """Nor anything of the program's, when the evaluation has no time to clean up; its scratch folder may stay."""
     code = (
-        "from lm_power.harness.code_runner import Program, run_programs\n"
+        "from lm_power.sandbox.runner import Program, run_programs\n"
         f"import tempfile; tempfile.tempdir = {tempfile.gettempdir()!r}\n"
         "sleeper = Program('import time\\ntime.sleep(60)', 'f(1)', 'f')\n"
         f"run_programs([sleeper, sleeper], timeout=60, workers=2, layers={layers!r})"

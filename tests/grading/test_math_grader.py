@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from math_verdicts import VERDICTS
 
-from lm_power.harness.answers import bases_differ, extract_answer, integers_equal, literally_equal, tidy
-from lm_power.harness.grading import MathGrader, grade_math
-from lm_power.harness.math_worker import float_digits, make_compare
+from lm_power.grading.math_answers import bases_differ, extract_answer, integers_equal, literally_equal, tidy
+from lm_power.grading.math_grader import MathGrader, grade_math
+from lm_power.grading.math_worker import float_digits, make_compare
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("LM_POWER_DATA", REPOSITORY.parent / "shared" / "data"))
 MATH500 = DATA / "math500.jsonl"
 
@@ -196,7 +196,7 @@ def test_a_worker_killed_between_answers_is_replaced():
 
 PARENT = """
 import sys, threading
-from lm_power.harness.grading import MathGrader
+from lm_power.grading.math_grader import MathGrader
 grader = MathGrader()
 assert grader.equal("4/2", "2", 60)
 print(grader._process.pid, flush=True)

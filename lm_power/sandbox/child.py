@@ -1,4 +1,4 @@
-"""The child side of `code_runner`: one small process tree that runs one program and its tests.
+"""The child side of `runner`: one small process tree that runs one program and its tests.
 
     evaluation ── keeper ── judge ── program
                   │         │        └ the model's code; plain data in, plain data out; killed with everything else
@@ -7,7 +7,7 @@
 
 The tests run in the judge and the model's code in a process of its own, forked before the judge has read the
 tests. The function under test is, for the tests, a proxy that sends its arguments and gets a result as plain
-data (`code_wire`). So there is nothing in the program's process to patch, to read or to write to that would
+data (`wire`). So there is nothing in the program's process to patch, to read or to write to that would
 make a verdict: no assertion, no expected value, no token, no open file.
 """
 
@@ -23,11 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lm_power.harness import code_isolation as isolation
-from lm_power.harness.code_filter import filter_system_calls
-from lm_power.harness.code_judge import Proxy, run_tests
-from lm_power.harness.code_landlock import lock_files
-from lm_power.harness.code_wire import decode, encode, encode_error
+from lm_power.sandbox import isolation
+from lm_power.sandbox.judge import Proxy, run_tests
+from lm_power.sandbox.landlock import lock_files
+from lm_power.sandbox.seccomp import filter_system_calls
+from lm_power.sandbox.wire import decode, encode, encode_error
 
 KEEPER_GRACE = 1.0
 """Seconds that the keeper allows beyond the program's own, start included."""

@@ -8,8 +8,8 @@ import signal
 from contextlib import suppress
 from typing import Any, BinaryIO, NoReturn
 
-from lm_power.harness.code_isolation import kill
-from lm_power.harness.code_wire import decode, decode_error, encode
+from lm_power.sandbox.isolation import kill
+from lm_power.sandbox.wire import decode, decode_error, encode
 
 LONGEST_MESSAGE = 16 << 20
 """Bytes of one result."""

