@@ -111,7 +111,8 @@ def build_root(root: str, readable: Sequence[str]) -> bool:
                 done.append(path)
         scratch = root + SCRATCH
         Path(scratch).mkdir()
-        Path(root, "tmp").symlink_to(SCRATCH)
+        if not Path(root, "tmp").exists():  # Python itself may live there: then it stays, read-only
+            Path(root, "tmp").symlink_to(SCRATCH)
         _make_readonly(root)
         libc_call("mount", b"tmpfs", scratch.encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV, tmpfs.replace(b"755", b"777"))
         os.chroot(root)  # no way back: that takes a capability, and user namespaces are refused to the chrooted

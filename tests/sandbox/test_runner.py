@@ -359,6 +359,17 @@ def test_no_new_processes_under_the_filter():
     assert one(code, "assert f(1) == []").passed
 
 
+def test_a_python_under_tmp_loses_no_layer(monkeypatch):
+    """Guards: a virtual environment in /tmp was in the way of the sandbox's own /tmp, and of the namespaces with it."""
+    if "namespaces" not in in_force(("namespaces",)):
+        pytest.skip("no namespaces here")
+    with tempfile.TemporaryDirectory(dir="/tmp") as packages:
+        monkeypatch.setattr(code_runner, "_package_folders", lambda: [packages])
+        in_force.cache_clear()
+        assert "namespaces" in in_force(("namespaces",))
+    in_force.cache_clear()
+
+
 def test_the_process_limit_binds_without_the_filter():
     if "namespaces" not in in_force(("namespaces",)):
         pytest.skip("no namespaces here")
