@@ -122,6 +122,16 @@ def test_n_with_plain_hf(plain_hf, caplog):
     drawn = [sample["resps"][0] for sample in out["samples"]["pocket_sums"]]
     assert all(len(texts) == 4 and len(set(texts)) > 1 for texts in drawn)
     assert len([r for r in caplog.records if "no log-probabilities" in r.getMessage()]) == 1
+    assert not [r for r in caplog.records if "the same text" in r.getMessage()]
+
+
+def test_copies_are_noticed(plain_hf, power_hf, caplog):
+    """Guards: N greedy texts, or N drawn with one seed by an API server, taken for N completions."""
+    evaluate(plain_hf, gen_kwargs={"n": 2}, limit=2)
+    assert len([r for r in caplog.records if "the 2 completions of every problem are the same" in r.getMessage()]) == 1
+    caplog.clear()
+    evaluate(power_hf, gen_kwargs={"n": 2, "max_gen_toks": 1, "method": "temperature", "proposal_temperature": 0.001})
+    assert not [r for r in caplog.records if "the same text" in r.getMessage()]
 
 
 def test_every_row_and_standard_error_by_hand(tmp_path):

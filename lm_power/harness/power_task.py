@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 
-from lm_power.harness.metrics import metric_list
+from lm_power.harness.metrics import metric_list, self_reward
+
+logger = logging.getLogger(__name__)
 
 
 class PowerTask(ConfigurableTask):
@@ -45,6 +48,18 @@ class PowerTask(ConfigurableTask):
         for instance in self._instances:  # --cache_requests brings back an earlier run's number
             instance.repeats = self.config.repeats
 
+    def apply_filters(self) -> Any:
+        """lm-eval's; before it, a notice where another model's N completions are copies of one another."""
+        n = self.config.repeats
+        if n > 1 and self._instances and all(_are_copies(request.resps[:n]) for request in self._instances):
+            logger.warning(
+                "%s: the %d completions of every problem are the same text, so N > 1 tells nothing here. Let the model "
+                "sample (do_sample=true,temperature=0.6). API models send one seed with every request, unless told "
+                """--gen_kwargs '{"n": %d, "do_sample": true, "temperature": 0.6, "seed": null}'.""",
+                self.config.task, n, n,
+            )  # fmt: skip
+        return super().apply_filters()
+
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
         """lm-eval's, without the completions beyond N.
 
@@ -72,6 +87,11 @@ class PowerTask(ConfigurableTask):
                 self._metric_fn_list[name] = None
                 self._aggregation_list[name] = mean
                 self._higher_is_better[name] = entry["higher_is_better"]
+
+
+def _are_copies(completions: list[str]) -> bool:
+    """Whether a model that tells no log-probabilities gave one text for all; a sampler of ours may mean it."""
+    return len(set(completions)) == 1 and self_reward(completions[0]) is None
 
 
 def completions_a_problem(name: str, value: Any, example: str) -> int:
