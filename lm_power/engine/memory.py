@@ -8,8 +8,8 @@ import torch
 
 from lm_power.engine.backend import HFBackend
 
-# Beyond these a step takes longer in proportion, so more rows gain nothing; measured on small models only
-# for the CPU.
+# Somewhere there a step begins to take longer in proportion, and more rows gain nothing: a choice, not yet a
+# measurement.
 _MOST_ROWS = {"cpu": 64}
 _MOST_ROWS_ACCELERATOR = 512
 _USABLE = 0.85  # of the free memory: the rest is for activations, masks and fragmentation

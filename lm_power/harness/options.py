@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
 from lm_power.config import OptionError, SamplerConfig, check_names, near_matches, option_names
-
-logger = logging.getLogger(__name__)
 
 # The horizon is lm-eval's own option, max_gen_toks, with lm-eval's own aliases.
 SAMPLER_OPTIONS = tuple(name for name in option_names() if name != "max_new_tokens")
