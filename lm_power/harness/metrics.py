@@ -175,6 +175,29 @@ def log_completions(
     }
 
 
+def answer_results(
+    doc: dict[str, Any],
+    results: Iterable[Any],
+    extract: Callable[[str], Any],
+    equal: Callable[[Any, Any], bool] = operator.eq,
+) -> dict[str, float]:
+    """`process_results` of a task whose completions give an answer: the metrics of one document.
+
+    Compare each completion's answer with `doc["answer"]`, and log what is known of it with the document.
+
+    Args:
+        doc: the document; gains `doc["lm_power"]`.
+        results: as lm-eval hands them over.
+        extract: the final answer of a completion, None where it has none (which is wrong).
+        equal: whether two answers are the same.
+    """
+    completions = real_completions(results)
+    answers = [extract(completion) for completion in completions]
+    correct = [float(answer is not None and equal(answer, doc["answer"])) for answer in answers]
+    log_completions(doc, correct, completions, answers)
+    return completion_metrics(correct, completions, answers, equal)
+
+
 @cache  # once a process
 def _notice_no_self_reward() -> None:
     logger.warning(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lm_power.grading.math_answers import extract_answer
 from lm_power.grading.math_grader import math_equal, require_math_verify
 from lm_power.harness.math_data import load_math500
-from lm_power.harness.metrics import completion_metrics, log_completions, real_completions
+from lm_power.harness.metrics import answer_results
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,8 +24,4 @@ def load_documents(math500_file: str | None = None, **_: Any) -> dict[str, Datas
 
 def process_results(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
     """Grade each completion of one problem, and log what is known of it with the document."""
-    completions = real_completions(results)
-    answers = [extract_answer(completion) for completion in completions]
-    correct = [float(answer is not None and math_equal(answer, doc["answer"])) for answer in answers]
-    log_completions(doc, correct, completions, answers)
-    return completion_metrics(correct, completions, answers, math_equal)
+    return answer_results(doc, results, extract_answer, math_equal)

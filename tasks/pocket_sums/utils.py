@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_power.harness.local_data import load_local
-from lm_power.harness.metrics import completion_metrics, log_completions, real_completions
+from lm_power.harness.metrics import answer_results
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,8 +36,4 @@ def parse_answer(text: str) -> str | None:
 
 def process_results(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
     """Grade each completion of one problem, and log what is known of it with the document."""
-    completions = real_completions(results)
-    answers = [parse_answer(completion) for completion in completions]
-    correct = [float(answer == doc["answer"]) for answer in answers]
-    log_completions(doc, correct, completions, answers)
-    return completion_metrics(correct, completions, answers)
+    return answer_results(doc, results, parse_answer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lm_power.harness.gpqa_data import as_documents, extract_letter, load_gpqa
-from lm_power.harness.metrics import completion_metrics, log_completions, real_completions
+from lm_power.harness.metrics import answer_results
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,8 +21,4 @@ def load_documents(gpqa_folder: str | None = None, **_: Any) -> dict[str, Datase
 
 def process_results(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
     """Compare the letter of each completion's last box, and log what is known of it with the document."""
-    completions = real_completions(results)
-    answers = [extract_letter(completion) for completion in completions]
-    correct = [float(answer == doc["answer"]) for answer in answers]
-    log_completions(doc, correct, completions, answers)
-    return completion_metrics(correct, completions, answers)
+    return answer_results(doc, results, extract_letter)
