@@ -32,6 +32,32 @@ class Stats:
         return self.accepted / self.proposals if self.proposals else None
 
 
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The Metropolis-Hastings steps of one completion, in order; four columns of equal length.
+
+    Attributes:
+        stage: stage k = 1, 2, … of the schedule.
+        cut: the cut i, tokens: what was kept of the completion as it then was.
+        length: its length n before the step, tokens.
+        accepted: 1 where the proposal was accepted, else 0.
+    """
+
+    stage: tuple[int, ...] = ()
+    cut: tuple[int, ...] = ()
+    length: tuple[int, ...] = ()
+    accepted: tuple[int, ...] = ()
+
+    def record(self) -> dict[str, list[int]]:
+        """The columns as JSON."""
+        return {name: list(column) for name, column in vars(self).items()}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Sequence[int]]) -> Steps:
+        """The steps that `record` was made from; raises TypeError for an unknown column."""
+        return cls(**{name: tuple(column) for name, column in record.items()})
+
+
 class Completion(str):
     """One completion of one prompt: a `str`, so that every consumer of texts takes it as it is.
 
@@ -42,6 +68,7 @@ class Completion(str):
         log_probs: raw log p(x_t | prompt, x_<t) under the model, nats, one a token.
         finish_reason: "eos", "stop" or "length"; None for padding.
         stats: what it cost.
+        steps: the Metropolis-Hastings steps it came by; empty columns where there were none.
         is_padding: an empty stand-in that fills up an uneven data-parallel batch; to be left out of metrics.
 
     >>> c = Completion("4", token_ids=[7, 1], log_probs=[-0.5, -0.1], finish_reason="eos")
@@ -53,6 +80,7 @@ class Completion(str):
     log_probs: tuple[float, ...]
     finish_reason: str | None
     stats: Stats
+    steps: Steps
     is_padding: bool
 
     def __new__(
@@ -62,6 +90,7 @@ class Completion(str):
         log_probs: Sequence[float] = (),
         finish_reason: str | None = None,
         stats: Stats | None = None,
+        steps: Steps | None = None,
         is_padding: bool = False,
     ) -> Completion:
         """Make a completion; the arguments are the attributes."""
@@ -70,6 +99,7 @@ class Completion(str):
         self.log_probs = tuple(log_probs)
         self.finish_reason = finish_reason
         self.stats = stats if stats is not None else Stats()
+        self.steps = steps if steps is not None else Steps()
         self.is_padding = is_padding
         return self
 
@@ -90,7 +120,9 @@ class Completion(str):
 
     def with_text(self, text: str) -> Completion:
         """This completion under another text (a part of it, say)."""
-        return Completion(text, self.token_ids, self.log_probs, self.finish_reason, self.stats, self.is_padding)
+        other = Completion(text)
+        vars(other).update(vars(self))
+        return other
 
     def record(self) -> dict[str, Any]:
         """The completion's own fields of a store line."""
@@ -102,6 +134,7 @@ class Completion(str):
             "self_reward": self.self_reward,
             "finish_reason": self.finish_reason,
             "stats": dataclasses.asdict(self.stats),
+            "steps": self.steps.record(),
         }
 
     @classmethod
@@ -113,6 +146,7 @@ class Completion(str):
             log_probs=record["log_probs"],
             finish_reason=record["finish_reason"],
             stats=Stats(**record["stats"]),
+            steps=Steps.from_record(record["steps"]),
         )
 
 

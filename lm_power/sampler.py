@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lm_power.chains import EMPTY_STATE, Info, State, Stream, make_chain
-from lm_power.completion import Completion, Stats
+from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine import Engine, HFBackend, StopStrings
 from lm_power.engine.memory import rows_that_fit
@@ -246,8 +246,9 @@ class PowerSampler:
                 engine.submit(row, run.request)
             for row, segment in engine.step():
                 run = running[row]
-                run.state, info = chain.advance(run.state, run.request, segment)
-                run.count(info, segment)
+                before = run.state
+                run.state, info = chain.advance(before, run.request, segment)
+                run.count(before, info, segment)
                 progress.settled(info, len(segment.tokens))
                 if run.state.done:
                     del running[row]
@@ -276,6 +277,7 @@ class PowerSampler:
             log_probs=state.log_p.tolist(),
             finish_reason=state.finished_by.value,
             stats=run.stats(),
+            steps=Steps(*zip(*run.steps, strict=True)) if run.steps else Steps(),
         )
 
 
@@ -291,14 +293,16 @@ class _Run:
     accepted: int = 0
     decoded: int = 0
     reused: int = 0
+    steps: list[tuple[int, int, int, int]] = dataclasses.field(default_factory=list)  # columns of `Steps`
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def count(self, info: Info, segment: Segment) -> None:
+    def count(self, before: State, info: Info, segment: Segment) -> None:
         self.decoded += len(segment.tokens)
         if info.proposed:
             self.proposals += 1
             self.accepted += info.accepted
             self.reused += self.request.keep
+            self.steps.append((before.stage, self.request.keep, len(before), int(info.accepted)))
 
     def stats(self) -> Stats:
         seconds = time.perf_counter() - self.started

@@ -158,6 +158,8 @@ def test_the_project_completion_has_the_attributes():
     doc = {}
     log_completions(doc, [1.0], completions)
     assert doc["lm_power"]["tokens"] == [2] and doc["lm_power"]["finish_reason"] == ["eos"]
+    (cost,) = doc["lm_power"]["cost"]
+    assert cost["tokens_decoded"] == 0 and cost["steps"] == {"stage": [], "cut": [], "length": [], "accepted": []}
 
 
 def test_the_log_is_plain_data():
@@ -171,5 +173,6 @@ def test_the_log_is_plain_data():
             "self_reward": [-0.5, None],
             "finish_reason": ["eos", None],
             "tokens": [3, None],
+            "cost": [None, None],
         },
     }

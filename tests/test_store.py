@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm_power.completion import Completion, Stats
+from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import METHODS, SamplerConfig
 from lm_power.fingerprint import fingerprint
 from lm_power.store import FIELDS, FORMAT, CompletionStore, Provenance, StoreError, read_store
@@ -26,6 +26,7 @@ COMPLETION = Completion(
     log_probs=[-0.25, -1.5, -1e-7],
     finish_reason="eos",
     stats=Stats(proposals=20, accepted=3, tokens_decoded=40, tokens_reused=9, seconds=1.5),
+    steps=Steps(stage=(1, 1), cut=(0, 2), length=(2, 3), accepted=(1, 0)),
 )
 
 
@@ -61,7 +62,7 @@ def test_a_line_has_the_fields_of_the_contract(tmp_path):
     record = json.loads(line)
     contract = {
         "key", "model", "prompt", "text", "token_ids", "sum_log_prob", "self_reward", "finish_reason", "repeat",
-        "seed", "config", "stats",
+        "seed", "config", "stats", "steps",
     }  # fmt: skip
     assert contract <= set(record)
     assert tuple(record) == FIELDS

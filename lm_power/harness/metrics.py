@@ -18,6 +18,7 @@ What lm-eval 0.4.13 does with the dict of `process_results`, and why it is shape
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import operator
@@ -26,6 +27,7 @@ from functools import cache
 from numbers import Real
 from typing import Any
 
+from lm_power.completion import Stats, Steps
 from lm_power.harness.best_of_n import best_of_n, covariance, ks, majority_vote, mean, pass_at_k
 
 logger = logging.getLogger(__name__)
@@ -162,8 +164,9 @@ def log_completions(
 
     lm-eval logs `doc` after `process_results`, and hashes the copy that the request was built from
     (`doc_hash`): a `datasets.Dataset` makes a new dict at each reading, so the hash stays as it was. What
-    is added are lists of numbers, strings and None, one entry a completion, in the order of `resps`
-    (padding left out).
+    is added are lists, one entry a completion, in the order of `resps` (padding left out): numbers, strings,
+    None for what a model does not tell, and for a completion's cost a dict (`lm_power.completion`: the
+    fields of `Stats`, and `steps`).
     """
     tokens = [getattr(completion, "token_ids", None) for completion in completions]
     doc[LOG_KEY] = {
@@ -172,7 +175,15 @@ def log_completions(
         "self_reward": [self_reward(completion) for completion in completions],
         "finish_reason": [getattr(completion, "finish_reason", None) for completion in completions],
         "tokens": [None if ids is None else len(ids) for ids in tokens],
+        "cost": [_cost(completion) for completion in completions],
     }
+
+
+def _cost(completion: str) -> dict[str, Any] | None:
+    stats, steps = getattr(completion, "stats", None), getattr(completion, "steps", None)
+    if not isinstance(stats, Stats) or not isinstance(steps, Steps):
+        return None
+    return {**dataclasses.asdict(stats), "steps": steps.record()}
 
 
 def answer_results(

@@ -1,0 +1,50 @@
+"""The command `lm-power`: one subcommand a job. Sampling itself is `lm_eval --model power-hf`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+COMMANDS = {
+    "report": "lm_power.report.command",
+}
+"""Subcommand → the module that defines it, imported only when it is asked for (or for help)."""
+
+
+class UserError(ValueError):
+    """What the user gave cannot be worked on; the message says what, the rule and a way out."""
+
+
+class Command(Protocol):
+    """What a module of `COMMANDS` has."""
+
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the subcommand's options."""
+        ...
+
+    def run(self, arguments: argparse.Namespace) -> None:
+        """Do it. Raises `UserError` for what the user can mend; it is shown without a traceback."""
+        ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `lm-power`; the exit status: 0, or 2 for a user's error."""
+    parser = argparse.ArgumentParser(prog="lm-power", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        command: Command = importlib.import_module(module)
+        subparser = subparsers.add_parser(name, help=command.HELP, description=command.HELP)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except UserError as error:
+        print(f"lm-power {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
