@@ -73,6 +73,10 @@ def test_problems_are_the_same_every_time() -> None:
     assert held_out == problems.held_out_problems()
     rows = [json.loads(line) for line in (TASK / "problems.jsonl").read_text().splitlines()]
     assert rows == [{"prompt": problem.prompt, "answer": problem.answer} for problem in held_out]
+    distilled = problems.distillation_problems()
+    assert len(distilled) == problems.DISTILLATION_COUNT and set(distilled).isdisjoint(held_out)
+    rows = [json.loads(line) for line in (ROOT / "tasks/pocket_sums_train/problems.jsonl").read_text().splitlines()]
+    assert rows == [{"prompt": problem.prompt, "answer": problem.answer} for problem in distilled]
     few = problems.training_texts(set(held_out), count=100)
     assert few == problems.training_texts(set(held_out), count=100)
 

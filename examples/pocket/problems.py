@@ -12,9 +12,11 @@ likelier, and near the end it loses track and stops with terms left out (in the 
 first word only and prefers `quickly` even more; the power distribution p(x)^alpha looks at whole
 completions and prefers `carefully`: the pivotal-token effect of Karan & Du (2025), put there on purpose.
 
-Write the held-out problems of the lm-eval task `pocket_sums` (standard library only, less than a second):
+Write the problems of the lm-eval tasks, the held-out ones and those for distillation (standard library only, less than
+a second):
 
     python examples/pocket/problems.py > tasks/pocket_sums/problems.jsonl
+    python examples/pocket/problems.py --distillation > tasks/pocket_sums_train/problems.jsonl
 """
 
 import argparse
@@ -27,6 +29,8 @@ LETTERS = "abcdefgh"
 
 HELD_OUT_COUNT = 200
 HELD_OUT_SEED = 1
+DISTILLATION_COUNT = 1000
+DISTILLATION_SEED = 3
 TRAINING_COUNT = 60_000
 TRAINING_SEED = 2
 
@@ -107,6 +111,18 @@ def held_out_problems(count: int = HELD_OUT_COUNT, seed: int = HELD_OUT_SEED) ->
     return list(problems)
 
 
+def distillation_problems(count: int = DISTILLATION_COUNT, seed: int = DISTILLATION_SEED) -> list[Problem]:
+    """Draw `count` different problems that are not held out; the pocket model's training texts may have them."""
+    held_out = set(held_out_problems())
+    rng = random.Random(seed)
+    problems: dict[Problem, None] = {}
+    while len(problems) < count:
+        problem = draw_problem(rng)
+        if problem not in held_out:
+            problems[problem] = None
+    return list(problems)
+
+
 def training_texts(
     held_out: Collection[Problem],
     count: int = TRAINING_COUNT,
@@ -124,12 +140,11 @@ def training_texts(
 
 
 def main() -> None:
-    """Print the held-out problems, one JSON object a line: `prompt`, `answer`."""
-    parser = argparse.ArgumentParser(description="Print held-out pocket problems as JSON lines.")
-    parser.add_argument("--count", type=int, default=HELD_OUT_COUNT, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=HELD_OUT_SEED, help="seed of the draw (default: %(default)s)")
+    """Print problems, one JSON object a line: `prompt`, `answer`."""
+    parser = argparse.ArgumentParser(description="Print pocket problems as JSON lines.")
+    parser.add_argument("--distillation", action="store_true", help="those for distillation, not the held-out ones")
     arguments = parser.parse_args()
-    for problem in held_out_problems(arguments.count, arguments.seed):
+    for problem in distillation_problems() if arguments.distillation else held_out_problems():
         print(json.dumps({"prompt": problem.prompt, "answer": problem.answer}))
 
 
