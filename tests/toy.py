@@ -2,6 +2,7 @@
 
 A `Toy` is a next-token law with the end rules of SPEC section 1. Nothing here uses `lm_power.target` or the
 engine: log q, draws and end rules are written a second time, in NumPy, so that tests compare two computations.
+The laws themselves come from `lm_power.theory`, which no sampler uses and which knows log p of completions alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import scipy.stats
 from lm_power.chains import EMPTY_STATE, Chain, Info, State, Stream
 from lm_power.chains.metropolis import BlockwiseMetropolis
 from lm_power.records import FinishedBy, FloatArray, Request, Segment
+from lm_power.theory import SequenceDistribution
 
 Tokens = tuple[int, ...]
 ANY_STREAM = Stream(b"")  # where a request's horizon is wanted, not its random numbers
@@ -106,17 +108,20 @@ def random_toy(
     return Toy(next_log_p, frozenset(eos_ids), stop)
 
 
+def own_law(toy: Toy, completions: list[Tokens]) -> SequenceDistribution:
+    """The model's own law p over `completions`, all that there are at some horizon: else it is refused."""
+    log_p = [math.fsum(toy.log_probs(x[:t], 1.0)[0][x[t]] for t in range(len(x))) for x in completions]
+    return SequenceDistribution(tuple(completions), np.array(log_p))
+
+
 def ancestral_law(toy: Toy, completions: list[Tokens], beta: float) -> FloatArray:
     """[completions] probabilities of token-by-token draws from q; with beta = 1 the model's own law p."""
-    return np.array(
-        [math.exp(math.fsum(toy.log_probs(x[:t], beta)[1][x[t]] for t in range(len(x)))) for x in completions]
-    )
+    return np.exp(own_law(toy, completions).tempered(1 / beta).log_p)
 
 
 def power_law(toy: Toy, completions: list[Tokens], alpha: float) -> FloatArray:
-    """[completions] probabilities `π(x) = p(x)^alpha / Σ_y p(y)^alpha`."""
-    weights = ancestral_law(toy, completions, 1.0) ** alpha
-    return weights / weights.sum()
+    """[completions] probabilities of the target π ∝ p^alpha."""
+    return np.exp(own_law(toy, completions).power(alpha).log_p)
 
 
 def transition_matrix(toy: Toy, chain: BlockwiseMetropolis) -> tuple[list[Tokens], FloatArray]:
