@@ -5,7 +5,7 @@ import operator
 
 import pytest
 
-from lm_power.harness.best_of_n import best_of_n, covariance, ks, majority_vote, mean, pass_at_k
+from lm_power.best_of_n import best_of_n, covariance, ks, majority_vote, mean, pass_at_k
 
 
 @pytest.mark.parametrize("n", range(1, 9))

@@ -27,8 +27,8 @@ from functools import cache
 from numbers import Real
 from typing import Any
 
+from lm_power.best_of_n import best_of_n, covariance, ks, majority_vote, mean, pass_at_k
 from lm_power.completion import Stats, Steps
-from lm_power.harness.best_of_n import best_of_n, covariance, ks, majority_vote, mean, pass_at_k
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def completion_metrics(
     return metrics | _self_reward_metrics(scores, completions) | _cost_metrics(completions)
 
 
-def _self_reward_metrics(scores: Sequence[float], completions: Sequence[str]) -> dict[str, float]:
+def _self_reward_metrics(scores: Sequence[float] | None, completions: Sequence[str]) -> dict[str, float]:
     known = [self_reward(completion) for completion in completions]
     rewards = [reward for reward in known if reward is not None]
     if len(rewards) < len(known):
@@ -131,9 +131,10 @@ def _self_reward_metrics(scores: Sequence[float], completions: Sequence[str]) ->
         return {}
     metrics = {"self_reward": mean(rewards)}
     if len(rewards) > 1:
-        metrics["bon_acc"] = best_of_n(rewards, scores)
         metrics["bon_self_reward"] = max(rewards)
-        metrics["cov_acc_self_reward"] = covariance(scores, rewards)
+        if scores is not None:
+            metrics["bon_acc"] = best_of_n(rewards, scores)
+            metrics["cov_acc_self_reward"] = covariance(scores, rewards)
     return metrics
 
 
@@ -158,7 +159,10 @@ def self_reward(completion: str) -> float | None:
 
 
 def log_completions(
-    doc: dict[str, Any], correct: Sequence[float], completions: Sequence[str], answers: Sequence[Any] | None = None
+    doc: dict[str, Any],
+    correct: Sequence[float] | None,
+    completions: Sequence[str],
+    answers: Sequence[Any] | None = None,
 ) -> None:
     """Put what is known of each completion under `doc["lm_power"]`, for `--log_samples`.
 
@@ -166,11 +170,11 @@ def log_completions(
     (`doc_hash`): a `datasets.Dataset` makes a new dict at each reading, so the hash stays as it was. What
     is added are lists, one entry a completion, in the order of `resps` (padding left out): numbers, strings,
     None for what a model does not tell, and for a completion's cost a dict (`lm_power.completion`: the
-    fields of `Stats`, and `steps`).
+    fields of `Stats`, and `steps`). Without verdicts (None) there is no `correct`.
     """
     tokens = [getattr(completion, "token_ids", None) for completion in completions]
     doc[LOG_KEY] = {
-        "correct": [float(score) for score in correct],
+        **({} if correct is None else {"correct": [float(score) for score in correct]}),
         **({} if answers is None else {"answer": list(answers)}),
         "self_reward": [self_reward(completion) for completion in completions],
         "finish_reason": [getattr(completion, "finish_reason", None) for completion in completions],
@@ -207,6 +211,22 @@ def answer_results(
     correct = [float(answer is not None and equal(answer, doc["answer"])) for answer in answers]
     log_completions(doc, correct, completions, answers)
     return completion_metrics(correct, completions, answers, equal)
+
+
+def ungraded_results(doc: dict[str, Any], results: Iterable[Any]) -> dict[str, float]:
+    """`process_results` of a task that is judged elsewhere: the metrics of one document that need no verdict.
+
+    Args:
+        doc: the document; gains `doc["lm_power"]`, without verdicts.
+        results: as lm-eval hands them over.
+
+    Returns:
+        `self_reward`, `bon_self_reward` (N > 1), `tokens`, `tokens_decoded` and `acceptance_rate` as in
+        `completion_metrics`, so far as the completions know them: of a plain text nothing is known.
+    """
+    completions = real_completions(results)
+    log_completions(doc, None, completions)
+    return _self_reward_metrics(None, completions) | _cost_metrics(completions)
 
 
 @cache  # once a process

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 
@@ -93,3 +95,54 @@ def majority_vote(correct: Sequence[float], answers: Sequence[Any], equal: Calla
     if max(sizes) != right:
         return float(max(sizes) < right)
     return 1 / (1 + sizes.count(right))
+
+
+def majority_at_k(right: int, wrong: Sequence[int], n: int) -> list[float]:
+    """Majority vote over k of n completions, k = 1 … n: `majority_vote`, averaged over all k-subsets, exactly.
+
+    Args:
+        right: completions with the right answer.
+        wrong: completions of each wrong answer; those of neither kind cast no vote.
+        n: completions in all.
+
+    A subset with c votes for the right answer counts 1/(1 + t) if t wrong answers have c votes too and none has
+    more. Subsets are counted by generating functions: an answer with s completions contributes `Σ_{j<c} C(s, j) x^j`
+    where it stays below c votes, and `C(s, c) x^c` where it ties; answers too small to reach c contribute
+    `(1 + x)^s`, all of them together one such factor.
+
+    >>> majority_at_k(2, [2, 1], 5)[0], majority_at_k(2, [2, 1], 5)[4]
+    (0.4, 0.5)
+    """
+    favourable = [Fraction(0)] * (n + 1)
+    silent = n - right - sum(wrong)
+    for c in range(1, right + 1):
+        rivals = [size for size in wrong if size >= c]
+        small = silent + sum(size for size in wrong if size < c)
+        # by_ties[t][j]: ways in which j votes fall to others than the right answer and t of these have c.
+        by_ties = [[math.comb(small, j) for j in range(small + 1)]]
+        for size in rivals:
+            below = [math.comb(size, j) for j in range(c)]
+            tie = [*([0] * c), math.comb(size, c)]
+            by_ties = [
+                _add(
+                    _multiply(by_ties[t], below) if t < len(by_ties) else [],
+                    _multiply(by_ties[t - 1], tie) if t > 0 else [],
+                )
+                for t in range(len(by_ties) + 1)
+            ]
+        for t, ways in enumerate(by_ties):
+            for j, count in enumerate(ways[: n - c + 1]):
+                favourable[c + j] += Fraction(math.comb(right, c) * count, 1 + t)
+    return [float(favourable[k] / math.comb(n, k)) for k in range(1, n + 1)]
+
+
+def _multiply(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    product = [0] * (len(a) + len(b) - 1)
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            product[i + j] += x * y
+    return product
+
+
+def _add(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    return [x + y for x, y in itertools.zip_longest(a, b, fillvalue=0)]
