@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 COMMANDS = {
+    "alpaca-eval": "lm_power.alpaca_eval",
     "report": "lm_power.report.command",
+    "probe": "lm_power.report.probe_command",
 }
 """Subcommand → the module that defines it, imported only when it is asked for (or for help)."""
 

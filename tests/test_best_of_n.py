@@ -5,7 +5,7 @@ import operator
 
 import pytest
 
-from lm_power.best_of_n import best_of_n, covariance, ks, majority_vote, mean, pass_at_k
+from lm_power.best_of_n import best_of_n, covariance, ks, majority_at_k, majority_vote, mean, pass_at_k
 
 
 @pytest.mark.parametrize("n", range(1, 9))
@@ -84,3 +84,21 @@ def test_majority_uses_the_given_equality_and_not_more_than_it_must():
     assert majority_vote([1, 1, 0], ["2", "2.0", "3"], equal) == 1.0
     assert majority_vote([0, 0, 0], ["2", "2.0", "3"], equal) == 0.0
     assert asked == []
+
+
+@pytest.mark.parametrize("answers", ["R", "a", "Rab", "RRaab", "RRaabb-", "RRRaaab", "RaaRbbcc", "-----", "aabbR-R"])
+def test_majority_of_k_is_the_mean_over_all_subsets(answers):
+    """Every k: brute force over the k-subsets; R is right, "-" no answer, other letters are wrong answers."""
+    right, wrong = answers.count("R"), [answers.count(letter) for letter in "abc" if letter in answers]
+    found = majority_at_k(right, wrong, len(answers))
+    for k in range(1, len(answers) + 1):
+        votes = [
+            majority_vote([float(a == "R") for a in subset], [None if a == "-" else a for a in subset], operator.eq)
+            for subset in itertools.combinations(answers, k)
+        ]
+        assert found[k - 1] == pytest.approx(mean(votes), abs=1e-12)
+
+
+def test_majority_of_k_in_closed_form_for_many():
+    """Right and one wrong answer, 50 each: a fair coin at every k."""
+    assert majority_at_k(50, [50], 100) == pytest.approx([0.5] * 100, abs=1e-12)

@@ -1,0 +1,193 @@
+"""Which runs may be compared: the same task and version, the same documents and prompts, equally many completions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from lm_power.cli import UserError
+from lm_power.report.naming import with_unique_labels
+from lm_power.report.runs import Comparison, Problem, Run
+from lm_power.report.visible import one_line
+
+STORE = "store"
+"""The task of a comparison of stores alone."""
+
+_EXAMPLES = 3
+
+_Key = tuple[str, int]
+"""A document: its hash, and which of the documents with that hash it is, in the order of their ids."""
+
+
+def match(runs: Sequence[Run], allow_differences: bool = False) -> list[Comparison]:
+    """The comparisons that the runs make: one a task and filter, in the order in which they first appear.
+
+    A store knows prompts and no task: it joins every task of which it has prompts, and the other runs' documents are
+    looked up in it by their prompts. Where there are stores alone they are compared by their prompts.
+
+    Args:
+        runs: as `reading.read_runs` made them.
+        allow_differences: compare runs that differ all the same, on the documents and prompts that they share.
+
+    Raises:
+        UserError: runs of a task differ in documents, prompts, version or N and may not (the message says what
+            differs), share no document, or carry one label.
+    """
+    groups: dict[tuple[str, str | None], list[Run]] = {}
+    for run in runs:
+        if run.task is not None:
+            groups.setdefault((run.task, run.filter), []).append(run)
+    stores = [run for run in runs if run.task is None]
+    if not groups:
+        return [_compare(STORE, None, stores, allow_differences)] if stores else []
+    for store in stores:
+        hosts = [group for group in groups.values() if _shares_prompts(group[0], store)]
+        if not hosts:
+            raise UserError(
+                f"{store.folder}: the store has none of the prompts of {', '.join(task for task, _ in groups)}; give "
+                "the stores of those tasks, or make a report of the store alone"
+            )
+        for group in hosts:
+            group.append(_as_evaluated(store, group[0]))
+    return [_compare(task, name, group, allow_differences) for (task, name), group in groups.items()]
+
+
+def _shares_prompts(run: Run, store: Run) -> bool:
+    known = {problem.prompt_hash for problem in run.problems}
+    return any(problem.prompt_hash in known for problem in store.problems)
+
+
+def _as_evaluated(store: Run, host: Run) -> Run:
+    """The store's run with the documents of `host` whose prompts it has; prompts of other tasks are left out."""
+    by_prompt = {problem.prompt_hash: problem for problem in store.problems}
+    problems = tuple(
+        dataclasses.replace(problem, answers=by_prompt[problem.prompt_hash].answers)
+        for problem in host.problems
+        if problem.prompt_hash in by_prompt
+    )
+    return dataclasses.replace(
+        store, task=host.task, filter=host.filter, task_version=host.task_version, problems=problems
+    )
+
+
+def _compare(task: str, name: str | None, runs: Sequence[Run], allow_differences: bool) -> Comparison:
+    runs = with_unique_labels(runs)
+    differences = [text for find in (_versions, _ns, _documents, _prompts) for text in find(runs)]
+    if differences and not allow_differences:
+        listed = "\n".join(f"  - {text}" for text in differences)
+        raise UserError(
+            f"{task}: these runs cannot be compared as they are:\n{listed}\n"
+            "Give runs of the same documents, prompts, version and N, or compare what they share: --allow-differences."
+        )
+    shared = _restricted(task, runs)
+    notes = [f"Compared in spite of differences: {text}" for text in differences]
+    if differences:
+        notes.append(f"Restricted to the {len(shared[0].problems)} documents with equal prompts that all runs share.")
+    return Comparison(task=task, filter=name, runs=tuple(shared), notes=tuple(notes))
+
+
+def _restricted(task: str, runs: Sequence[Run]) -> list[Run]:
+    """The runs on the documents that all of them have with the same prompt, in the order of the first."""
+    keyed = [_keyed(run) for run in runs]
+    first = keyed[0]
+    shared = [
+        key
+        for key, problem in first.items()
+        if all(key in other and other[key].prompt_hash == problem.prompt_hash for other in keyed[1:])
+    ]
+    if not shared:
+        raise UserError(
+            f"{task}: no document is shared, with the same prompt, by {_labels(runs)}; there is nothing to compare"
+        )
+    return [_part(run, [problems[key] for key in shared]) for run, problems in zip(runs, keyed, strict=True)]
+
+
+def _part(run: Run, problems: Sequence[Problem]) -> Run:
+    """The run on some of its problems; what lm-eval told of all of them no longer holds then."""
+    if len(problems) == len(run.problems):
+        return dataclasses.replace(run, problems=tuple(problems))
+    note = f"{len(problems)} of its {len(run.problems)} documents are compared"
+    return dataclasses.replace(run, problems=tuple(problems), seconds=None, metrics={}, notes=(*run.notes, note))
+
+
+def _keyed(run: Run) -> dict[_Key, Problem]:
+    seen: Counter[str] = Counter()
+    keyed = {}
+    for problem in run.problems:
+        digest = problem.doc_hash or problem.prompt_hash
+        keyed[digest, seen[digest]] = problem
+        seen[digest] += 1
+    return keyed
+
+
+def _versions(runs: Sequence[Run]) -> list[str]:
+    return _by_value(runs, "task version", lambda run: run.task_version or "not recorded")
+
+
+def _ns(runs: Sequence[Run]) -> list[str]:
+    return _by_value(runs, "completions a problem", lambda run: str(run.n))
+
+
+def _by_value(runs: Sequence[Run], what: str, value: Callable[[Run], str]) -> list[str]:
+    holders: dict[str, list[Run]] = {}
+    for run in runs:
+        holders.setdefault(value(run), []).append(run)
+    if len(holders) == 1:
+        return []
+    return [f"{what}: " + "; ".join(f"{found} in {_labels(group)}" for found, group in holders.items())]
+
+
+def _documents(runs: Sequence[Run]) -> list[str]:
+    """Against the first run, which documents the others lack or have in addition."""
+    first = _keyed(runs[0])
+    found = []
+    for run in runs[1:]:
+        other = _keyed(run)
+        lacks, adds = (
+            [first[key] for key in first if key not in other],
+            [other[key] for key in other if key not in first],
+        )
+        if lacks or adds:
+            parts = [
+                f"{len(first)} in {runs[0].label!r}, {len(other)} in {run.label!r}, {len(first) - len(lacks)} shared"
+            ]
+            parts += [f"only in {runs[0].label!r}: {_examples(lacks)}"] if lacks else []
+            parts += [f"only in {run.label!r}: {_examples(adds)}"] if adds else []
+            found.append(f"documents: {'; '.join(parts)}")
+    return found
+
+
+def _prompts(runs: Sequence[Run]) -> list[str]:
+    """Against the first run, how many shared documents were asked in other words."""
+    first = _keyed(runs[0])
+    found = []
+    for run in runs[1:]:
+        pairs = [(first[key], problem) for key, problem in _keyed(run).items() if key in first]
+        other = [(mine, theirs) for mine, theirs in pairs if mine.prompt_hash != theirs.prompt_hash]
+        if other:
+            mine, theirs = other[0]
+            at = next(
+                (i for i, (a, b) in enumerate(zip(mine.prompt, theirs.prompt, strict=False)) if a != b),
+                min(len(mine.prompt), len(theirs.prompt)),
+            )
+            found.append(
+                f"prompts: {len(other)} of {len(pairs)} shared documents are asked otherwise in {run.label!r} than in "
+                f"{runs[0].label!r}; document {mine.doc_id} from character {at} on: "
+                f"{_from(theirs.prompt, at)} and {_from(mine.prompt, at)}"
+            )
+    return found
+
+
+def _from(prompt: str, at: int) -> str:
+    return repr(one_line(prompt[at:], 40)) if at < len(prompt) else "its end"
+
+
+def _examples(problems: Sequence[Problem]) -> str:
+    shown = ", ".join(f"{p.doc_id} ({one_line(p.prompt, 40)!r})" for p in problems[:_EXAMPLES])
+    more = f" and {len(problems) - _EXAMPLES} more" if len(problems) > _EXAMPLES else ""
+    return f"document {shown}{more}"
+
+
+def _labels(runs: Iterable[Run]) -> str:
+    return ", ".join(repr(one_line(run.label, 80)) for run in runs)

@@ -1,0 +1,154 @@
+"""What a run's model and sampling are called: from lm-eval's `config` and from store lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from lm_power.cli import UserError
+from lm_power.config import OptionError, SamplerConfig, option_names
+from lm_power.report.runs import Run
+
+_SAYS_LITTLE = re.compile(r"model|merged|adapter|final|best|last|checkpoint.*|step.*|epoch.*", re.IGNORECASE)
+_NOT_SETTINGS = ("completions", "n")
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a run is called; the fields are those of `Run`."""
+
+    model: str
+    method: str
+    options: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+
+def describe_evaluation(config: Mapping[str, Any], model_name: str, generation: Mapping[str, Any]) -> Description:
+    """The description of an lm-eval run.
+
+    Args:
+        config: of the results file.
+        model_name: lm-eval's own name of the model, where the arguments give none.
+        generation: the generation options as they reached the model, task's and `--gen_kwargs` together.
+    """
+    arguments = _arguments(config.get("model_args"))
+    pretrained = arguments.get("pretrained") or arguments.get("model") or model_name
+    model = display_name(str(pretrained), arguments.get("peft"), arguments.get("randomize_weights") is True)
+    told = {name: value for name, value in generation.items() if name != "until"}
+    power = config.get("power_sampler")
+    if isinstance(power, Mapping):
+        length = next((generation[name] for name in _LENGTHS if name in generation), power.get("max_new_tokens"))
+        overridden = {name: value for name, value in generation.items() if name in option_names()}
+        given = {name: value for name, value in power.items() if name != "model"}
+        method, options = _power_options({**given, **overridden, "max_new_tokens": length})
+        # Weights that carry one name are told apart by their fingerprint.
+        weights = {"weights": str(power["model"]).rpartition("@")[2]} if "model" in power else {}
+        settings = {"method": method, **options, "model_source": config.get("model"), **arguments, **options, **weights}
+    else:
+        method = "greedy" if _is_greedy(generation) else "sampled"
+        options = told
+        settings = {"method": method, **told, "model_source": config.get("model"), **arguments}
+    return Description(model, method, options, {k: v for k, v in settings.items() if k not in _NOT_SETTINGS})
+
+
+def describe_store(model: str, config: Mapping[str, Any]) -> Description:
+    """The description of a store's completions of one model ("name@fingerprint") and one `config`."""
+    name, _, fingerprint = model.rpartition("@")
+    name, _, random = name.rpartition("+RandW") if name.endswith("+RandW") else (name, "", None)
+    pretrained, _, peft = name.partition("+peft=")
+    options = {key: value for key, value in config.items() if key not in ("method", "stop", "eos_ids")}
+    return Description(
+        model=display_name(pretrained, peft or None, random is not None),
+        method=str(config["method"]),
+        options=options,
+        settings={"method": config["method"], **options, "model_source": "store", **config, "weights": fingerprint},
+    )
+
+
+def display_name(pretrained: str, peft: object = None, randomised: bool = False) -> str:
+    """A short name: the last part of an id or path, with its parent where that says little.
+
+    >>> display_name("Qwen/Qwen2.5-7B"), display_name("examples/pocket/model", "runs/lora/adapter", False)
+    ('Qwen2.5-7B', 'pocket/model + lora/adapter')
+    >>> display_name("Qwen/Qwen2.5-7B", None, True)
+    'Qwen2.5-7B (RandW)'
+    """
+    name = " + ".join(_last_part(str(path)) for path in (pretrained, peft) if path)
+    return f"{name} (RandW)" if randomised else name
+
+
+def with_unique_labels(runs: Sequence[Run]) -> list[Run]:
+    """The runs of one task, labels made unique: by the settings that tell equal ones apart, else by numbers.
+
+    Raises:
+        UserError: the user gave one label twice.
+    """
+    labelled = list(runs)
+    for label in dict.fromkeys(run.label for run in runs):
+        places = [place for place, run in enumerate(runs) if run.label == label]
+        same = [runs[place] for place in places]
+        if len(same) > 1 and any(run.label != default_label(run) for run in same):
+            folders = ", ".join(str(run.folder) for run in same)
+            raise UserError(
+                f"label {label!r}: names {len(same)} runs of {same[0].task or 'a store'} ({folders}); a label must be "
+                "one run's: name results files, each with a label of its own"
+            )
+        for place, unique in zip(places, _told_apart(same), strict=True):
+            labelled[place] = dataclasses.replace(runs[place], label=unique)
+    return labelled
+
+
+def default_label(run: Run) -> str:
+    """The label of a run that the user gave none."""
+    return f"{run.model}, {run.sampling}"
+
+
+def _told_apart(runs: Sequence[Run]) -> list[str]:
+    """Unique labels for runs with one label: a setting is added where it tells some of them apart."""
+    labels = [run.label for run in runs]
+    for name in dict.fromkeys(name for run in runs for name in run.settings):
+        if len(set(labels)) == len(runs):
+            break
+        longer = [
+            f"{label}, {name}={run.settings[name]}" if name in run.settings else label
+            for label, run in zip(labels, runs, strict=True)
+        ]
+        labels = longer if len(set(longer)) > len(set(labels)) else labels
+    return [
+        f"{label}, #{labels[: place + 1].count(label)}" if labels.count(label) > 1 else label
+        for place, label in enumerate(labels)
+    ]
+
+
+def _last_part(path: str) -> str:
+    parts = [part for part in PurePath(path).parts if part not in ("/", ".", "..")]
+    few = parts[-2:] if parts and _SAYS_LITTLE.fullmatch(parts[-1]) else parts[-1:]
+    return "/".join(few) or path
+
+
+def _arguments(model_args: object) -> dict[str, Any]:
+    """lm-eval's `model_args`: a dict, or, of older versions, the text of the command line."""
+    if isinstance(model_args, Mapping):
+        return dict(model_args)
+    parts = [part.split("=", 1) for part in str(model_args or "").split(",") if "=" in part]
+    arguments: dict[str, Any] = {name.strip(): value.strip() for name, value in parts}
+    return arguments | {name: value == "True" for name, value in arguments.items() if value in ("True", "False")}
+
+
+def _power_options(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(method, the options that it uses), defaults filled in."""
+    try:
+        deciding = SamplerConfig(**options).deciding()
+    except (OptionError, TypeError):  # another version's options: better all of them than none
+        deciding = dict(options)
+    return str(deciding.pop("method")), deciding
+
+
+def _is_greedy(generation: Mapping[str, Any]) -> bool:
+    """Whether lm-eval's models decode greedily (its `do_sample` and `temperature`)."""
+    do_sample = generation.get("do_sample")
+    return do_sample is False or (do_sample is None and not generation.get("temperature"))

@@ -1,0 +1,111 @@
+"""The covariance probe's tables, and what a reader should know before trusting them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lm_power.report.probe import Probe
+from lm_power.report.probe_stores import StoredDraws
+from lm_power.report.probe_temperatures import TemperatureRow
+from lm_power.report.tables import Column, Table
+
+_READING = (
+    "A reward made of a hash of prompt and completion has nothing to do with the model. Mixed with self-reward, "
+    "r = w z(self-reward) + √(1 − w²) z(hash), it co-varies with it as we please. The gain is the mean of r over the "
+    "sharpened completions less that over the base's; the line is gain = intercept + slope × Cov(r, z(self-reward)) "
+    "over the swept w. All is taken within a prompt and averaged over prompts; z divides by the standard deviation "
+    "within base prompts, for both. ± is a standard error over prompts (bootstrap). The points differ only in w: a "
+    "straight line through 0 says that the hash gained nothing, and the slope by how many standard deviations "
+    "self-reward rose. The fit's own error is small because the points share their completions; it does not say how "
+    "well the slope is known."
+)
+
+
+def line_table(base: StoredDraws, others: Sequence[StoredDraws], probes: Sequence[Probe]) -> Table:
+    """One fitted line a way of sampling."""
+    return Table(
+        key="lines",
+        title="Random rewards: gain against covariance with self-reward",
+        caption=f"Model {base.model}. Base: {base.label}, {base.n} completions a prompt, {base.folder}. {_READING}",
+        columns=(
+            Column("sampling", "Sampling"),
+            Column("prompts", "Prompts"),
+            Column("n", "N"),
+            Column("slope", "Slope"),
+            Column("intercept", "Intercept"),
+            Column("fit_stderr", "Fit's error of the slope", 4),
+            Column("r_squared", "R²", 4),
+            Column("self_reward_sd", "Self-reward, SD within base prompts, nats a token"),
+            Column("hash_sd", None),
+        ),
+        rows=tuple(
+            (
+                other.label, probe.prompts, other.n, probe.line.slope, probe.line.intercept,
+                probe.line.slope_stderr, probe.line.r_squared, probe.self_reward_sd, probe.hash_sd,
+            )
+            for other, probe in zip(others, probes, strict=True)
+        ),
+        notes=tuple(notes([base, *others])),
+    )  # fmt: skip
+
+
+def point_table(others: Sequence[StoredDraws], probes: Sequence[Probe]) -> Table:
+    """Every point of every line."""
+    return Table(
+        key="points",
+        title="The points",
+        caption=(
+            "Cov(r, log p) within base prompts, nats: by Proposition 4 (Tomihari & Sato 2026) the slope of the mean "
+            "of r in alpha at alpha = 1, where the base is method=standard."
+        ),
+        columns=(
+            Column("sampling", "Sampling"),
+            Column("weight", "w", 2),
+            Column("covariance", "Cov(r, z(self-reward))"),
+            Column("log_prob_covariance", "Cov(r, log p)"),
+            Column("gain", "Gain"),
+        ),
+        rows=tuple(
+            (other.label, point.weight, point.covariance, point.log_prob_covariance, point.gain)
+            for other, probe in zip(others, probes, strict=True)
+            for point in probe.points
+        ),
+    )
+
+
+def temperature_table(rows: Sequence[TemperatureRow]) -> Table:
+    """One decoding temperature a row."""
+    return Table(
+        key="temperature",
+        title="Decoding temperature",
+        caption=(
+            f"Sampling token by token, {rows[0].accuracy.problems} problems, over all completions; ± is a standard "
+            "error over problems. Self-reward is under the model itself, temperature 1, throughout."
+        ),
+        columns=(
+            Column("temperature", "Temperature", 2),
+            Column("run", "Run"),
+            Column("n", "N"),
+            Column("accuracy", "Accuracy"),
+            Column("self_reward", "Self-reward, nats a token"),
+        ),
+        rows=tuple((row.temperature, row.label, row.n, row.accuracy, row.self_reward) for row in rows),
+    )
+
+
+def notes(samples: Sequence[StoredDraws]) -> list[str]:
+    """What is unusual about the completions."""
+    found = []
+    for sample in samples:
+        cut = sample.finish_reasons.get("length", 0)
+        if 2 * cut > sample.size:
+            found.append(
+                f"{cut} of {sample.size} completions of {sample.label} ended at max_new_tokens="
+                f"{sample.options['max_new_tokens']}, not by EOS or a stop string: what is measured is how they begin"
+            )
+    if samples[0].options["method"] != "standard":
+        found.append(
+            f"the base is {samples[0].label}, not method=standard: covariances are not those of the model's own law p, "
+            "and Proposition 4 does not apply to them"
+        )
+    return found

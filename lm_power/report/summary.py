@@ -1,0 +1,202 @@
+"""Means over problems: the rows of Table 1, and the scores that paired tests compare.
+
+Problems are the unit: a problem's completions are averaged first, since completions of one problem are no independent
+trials (as in `lm_power.harness.metrics`, whose numbers these are). What a run does not tell is None.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lm_power.best_of_n import best_of_n, covariance, majority_at_k, mean, pass_at_k
+from lm_power.report.runs import Answer, Run
+
+Quantity = Callable[[Answer], float | None]
+"""A number of a completion, such as `lambda answer: answer.tokens`; None where it is not known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean or ratio over problems.
+
+    Attributes:
+        value: the estimate.
+        error: its standard error over problems; None for a single problem.
+        problems: how many it is from.
+    """
+
+    value: float
+    error: float | None
+    problems: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """A run in means over problems; None where the run does not tell.
+
+    Attributes:
+        accuracy: over all completions.
+        self_reward: over all completions, nats a token.
+        bon_accuracy: of the completion with the largest self-reward (`best_of_n`); None for N = 1.
+        bon_self_reward: of the same completion, nats a token.
+        majority: `majority_vote` over all completions, wrong answers grouped as strings (`majority_matrix`).
+        any_correct: pass@N; None for N = 1.
+        covariance: of correctness and self-reward among a problem's completions; None for N = 1.
+        tokens: length of a completion.
+        truncated: share of completions that ended at the length limit.
+        tokens_decoded: decoded for one completion, rejected work included.
+        problem_tokens_decoded: decoded for all completions of a problem.
+        seconds: from a completion's start on the engine to its end, shared with the rows beside it.
+        acceptance_rate: accepted over all proposals of a problem; None without proposals.
+    """
+
+    accuracy: Estimate | None
+    self_reward: Estimate | None
+    bon_accuracy: Estimate | None
+    bon_self_reward: Estimate | None
+    majority: Estimate | None
+    any_correct: Estimate | None
+    covariance: Estimate | None
+    tokens: Estimate | None
+    truncated: Estimate | None
+    tokens_decoded: Estimate | None
+    problem_tokens_decoded: Estimate | None
+    seconds: Estimate | None
+    acceptance_rate: Estimate | None
+
+
+def summarise(run: Run) -> Summary:
+    """The run in means over its problems."""
+    several = run.n > 1
+    decoded = _columns(run, lambda answer: answer.tokens_decoded)
+    return Summary(
+        accuracy=estimate(accuracies(run)),
+        self_reward=estimate(means(run, lambda answer: answer.self_reward)),
+        bon_accuracy=estimate(bon_accuracies(run)),
+        bon_self_reward=estimate(_best(run, lambda answer: answer.self_reward)),
+        majority=estimate(_last_column(majority_matrix(run))),
+        any_correct=estimate(_last_column(pass_matrix(run))) if several else None,
+        covariance=estimate(_covariances(run)),
+        tokens=estimate(means(run, lambda answer: answer.tokens)),
+        truncated=estimate(means(run, _is_truncated)),
+        tokens_decoded=estimate(None if decoded is None else [mean(values) for values in decoded]),
+        problem_tokens_decoded=estimate(None if decoded is None else [math.fsum(values) for values in decoded]),
+        seconds=estimate(means(run, lambda answer: answer.seconds)),
+        acceptance_rate=estimate(_acceptance_rates(run)),
+    )
+
+
+def estimate(values: Sequence[float] | None) -> Estimate | None:
+    """The mean over problems and its standard error `s / sqrt(m)`; None for None or no problems.
+
+    >>> estimate([1.0, 0.0, 1.0, 0.0])
+    Estimate(value=0.5, error=0.28867513459481287, problems=4)
+    """
+    if not values:
+        return None
+    error = math.sqrt(covariance(values, values) / len(values)) if len(values) > 1 else None
+    return Estimate(mean(values), error, len(values))
+
+
+def means(run: Run, quantity: Quantity) -> list[float] | None:
+    """Each problem's mean over its completions; None if the quantity is not known of all."""
+    columns = _columns(run, quantity)
+    return None if columns is None else [mean(values) for values in columns]
+
+
+def accuracies(run: Run) -> list[float] | None:
+    """Each problem's mean correctness over all its completions; None if some have no verdict."""
+    return means(run, lambda answer: answer.correct)
+
+
+def bon_accuracies(run: Run) -> list[float] | None:
+    """Each problem's correctness of the completion with the largest self-reward; None for N = 1 or a gap."""
+    return _best(run, lambda answer: answer.correct)
+
+
+def pass_matrix(run: Run) -> np.ndarray | None:
+    """pass@k of each problem (row) at k = 1 … N (column); None unless all verdicts are there and are 1 or 0."""
+    if not _binary(run):
+        return None
+    ks = range(1, run.n + 1)
+    return np.array([[_pass_at_k(run.n, sum(a.correct == 1 for a in p.answers), k) for k in ks] for p in run.problems])
+
+
+def majority_matrix(run: Run) -> np.ndarray | None:
+    """maj@k of each problem (row) at k = 1 … N (column), exact (`majority_at_k`).
+
+    The right answers are one group by their verdicts; wrong ones are grouped as the strings that the task logs, so that
+    two spellings of one wrong answer count as two: at k = N this can exceed lm-eval's `maj_acc`, which asks the
+    task. None for N = 1, if the task logs no answers, or unless all verdicts are there and are 1 or 0.
+    """
+    if run.n == 1 or not run.has_answers or not _binary(run):
+        return None
+    rows = []
+    for problem in run.problems:
+        right = sum(1 for a in problem.answers if a.correct and a.answer is not None)
+        wrong = Counter(a.answer for a in problem.answers if not a.correct and a.answer is not None)
+        rows.append(_majority_at_k(right, tuple(sorted(wrong.values())), run.n))
+    return np.array(rows)
+
+
+_pass_at_k = functools.cache(pass_at_k)
+
+
+@functools.cache
+def _majority_at_k(right: int, wrong: tuple[int, ...], n: int) -> tuple[float, ...]:
+    return tuple(majority_at_k(right, wrong, n))
+
+
+def _binary(run: Run) -> bool:
+    return all(answer.correct in (0, 1) for problem in run.problems for answer in problem.answers)
+
+
+def _columns(run: Run, quantity: Quantity) -> list[list[float]] | None:
+    columns = []
+    for problem in run.problems:
+        values = [value for value in map(quantity, problem.answers) if value is not None]
+        if len(values) < len(problem.answers):
+            return None
+        columns.append(values)
+    return columns
+
+
+def _best(run: Run, quantity: Quantity) -> list[float] | None:
+    """`quantity` of the completion with the largest self-reward."""
+    rewards, values = _columns(run, lambda answer: answer.self_reward), _columns(run, quantity)
+    if run.n == 1 or rewards is None or values is None:
+        return None
+    return [best_of_n(*pair) for pair in zip(rewards, values, strict=True)]
+
+
+def _covariances(run: Run) -> list[float] | None:
+    rewards = _columns(run, lambda answer: answer.self_reward)
+    correct = _columns(run, lambda answer: answer.correct)
+    if run.n == 1 or rewards is None or correct is None:
+        return None
+    return [covariance(*pair) for pair in zip(correct, rewards, strict=True)]
+
+
+def _acceptance_rates(run: Run) -> list[float] | None:
+    rates = []
+    for problem in run.problems:
+        steps = [answer.steps for answer in problem.answers if answer.steps is not None]
+        proposals = sum(len(s.accepted) for s in steps)
+        if len(steps) < len(problem.answers) or proposals == 0:
+            return None
+        rates.append(sum(sum(s.accepted) for s in steps) / proposals)
+    return rates
+
+
+def _is_truncated(answer: Answer) -> float | None:
+    return None if answer.finish_reason is None else float(answer.finish_reason == "length")
+
+
+def _last_column(matrix: np.ndarray | None) -> list[float] | None:
+    return None if matrix is None else [float(value) for value in matrix[:, -1]]

@@ -1,0 +1,121 @@
+"""Tables as written: raw numbers for machines, gaps and errors for readers, text that neither obeys."""
+
+import csv
+import dataclasses
+import io
+import re
+
+import pytest
+from report_runs import make_comparison, make_run
+
+from lm_power.report.formats import to_csv, to_latex, to_markdown
+from lm_power.report.runs import Answer, Comparison
+from lm_power.report.summary import Estimate, summarise
+from lm_power.report.tables import Column, Table, make_tables
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    r"\input{/etc/passwd} $x^2$ 100% #1 a_b & {c} ~",
+    "\x1b[31mred\x1b[0m\x00 \u202eright to left",
+    "| a | `b` |\n\n# heading **bold** [link](javascript:1)",
+    "=cmd|' /C calc'!A0",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "x" * 100_000,
+)
+
+
+def table_of(*texts):
+    columns = (Column("name", "Name_%"), Column("hidden", None), Column("score", "Score", 2))
+    return Table("key", "A_title", "A caption, 100%.", columns, tuple((t, "h", Estimate(-0.5, 0.1, 3)) for t in texts))
+
+
+def read_csv(text):
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def test_csv_holds_every_number_in_full():
+    """What is read back is what was computed, to the last bit; the sampler's options are there too."""
+    comparison = make_comparison()
+    results = read_csv(to_csv(make_tables(comparison)[0]))
+    for row, run in zip(results, comparison.runs, strict=True):
+        summary = summarise(run)
+        assert row["label"] == run.label
+        assert float(row["accuracy"]) == summary.accuracy.value
+        assert float(row["accuracy_stderr"]) == summary.accuracy.error
+        assert float(row["bon_self_reward_stderr"]) == summary.bon_self_reward.error
+        assert float(row["problem_tokens_decoded"]) == summary.problem_tokens_decoded.value
+        assert (row["task_version"], row["n"], row["problems"]) == ("1.0", "4", "20")
+    assert "mcmc_steps=5" in results[2]["options"]
+
+
+def test_gaps_are_gaps_in_every_format():
+    """A run without self-reward: a dash or an empty field, and never a number."""
+    plain = make_run("plain", method="standard")
+    problems = tuple(
+        dataclasses.replace(p, answers=tuple(Answer(a.text, a.correct, a.answer) for a in p.answers))
+        for p in plain.problems
+    )
+    plain = dataclasses.replace(plain, problems=problems, seconds=None, notes=("no self-reward",))
+    (results, *_) = make_tables(Comparison("task", "none", (make_run("full"), plain)))
+    full, gaps = read_csv(to_csv(results))
+    for name in ("self_reward", "self_reward_stderr", "bon_accuracy", "problem_tokens_decoded", "problem_seconds"):
+        assert full[name] and not gaps[name]
+    assert gaps["accuracy"]
+    markdown = to_markdown([results]).splitlines()
+    assert next(line for line in markdown if line.startswith("| plain")).count("| — ") == 5
+    assert to_latex(results).count("& ---") == 5
+    assert "* plain: no self-reward" in markdown
+
+
+def test_what_differs_is_with_every_table():
+    comparison = dataclasses.replace(make_comparison(), notes=("Compared in spite of differences: N",))
+    tables = make_tables(comparison)
+    assert [table.key for table in tables] == ["results", "votes", "costs", "tests"]
+    assert all("Compared in spite" in to_markdown([t]) and "Compared in spite" in to_latex(t) for t in tables)
+
+
+def test_one_completion_a_problem_has_no_table_of_votes():
+    assert [t.key for t in make_tables(Comparison("task", None, (make_run(n=1),)))] == ["results", "costs"]
+
+
+def test_the_run_is_named_where_model_and_sampling_do_not_tell():
+    assert make_tables(make_comparison())[0].header[0] == "Model"
+    assert make_tables(Comparison("task", None, (make_run("mine"),)))[0].header[0] == "Run"
+
+
+def test_numbers_for_readers():
+    columns = (Column("a", "A", 3), Column("b", "B", 4), Column("c", "C"), Column("d", "D"))
+    table = Table(
+        "k", "t", "c", columns, ((Estimate(-0.25, None, 1), 2e-9, 7, None), (Estimate(1, 0.5, 2), -1e-9, 0, 0.0))
+    )
+    assert table.texts() == [["−0.250", "<0.0001", "7", "—"], ["1.000 ± 0.500", ">−0.0001", "0", "0.000"]]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_text_is_text(text):
+    """Nothing that Markdown, HTML, LaTeX, a terminal or a spreadsheet would obey survives, and no row breaks."""
+    table = table_of(text, "plain")
+
+    markdown = to_markdown([table])
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [3] * 4
+    assert "<" not in markdown and "\x1b" not in markdown and "\u202e" not in markdown
+    assert not re.search(r"(?<!\\)[`*\[]", rows[2])
+    assert max(map(len, rows)) < 2_000
+
+    latex = to_latex(table)
+    assert latex.count(r"\\") == 3
+    body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0]
+    plain = re.sub(r"\\(text[a-z]+|ldots)\{\}|\\[{}$&%#_]|\$(\\pm|-)\$", "", body)
+    assert not re.search(r"[{}$%#_^~]", plain) and plain.count("&") == 2
+    assert set(re.findall(r"\\[a-z]+", plain)) == set()
+
+    (row, _) = read_csv(to_csv(table))
+    assert not row["name"].startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert not re.search("[\x00-\x08\x1b\u202e]", row["name"])
+    assert float(row["score"]) == -0.5
+    if text.isalnum():
+        assert row["name"] == text  # the CSV shortens nothing
