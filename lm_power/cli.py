@@ -10,8 +10,8 @@ from typing import Protocol
 
 COMMANDS = {
     "alpaca-eval": "lm_power.alpaca_eval",
+    "probe": "lm_power.probe.command",
     "report": "lm_power.report.command",
-    "probe": "lm_power.report.probe_command",
 }
 """Subcommand → the module that defines it, imported only when it is asked for (or for help)."""
 

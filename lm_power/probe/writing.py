@@ -8,13 +8,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lm_power.cli import UserError
+from lm_power.probe.estimates import Probe, probe
+from lm_power.probe.figures import write_probe_figure, write_temperature_figure
+from lm_power.probe.stores import StoredDraws, choose_base, pair, read_draws
+from lm_power.probe.tables import line_table, notes, point_table, temperature_table
+from lm_power.probe.temperatures import TemperatureRow, read_temperatures
 from lm_power.report.figures.style import Figure
 from lm_power.report.formats import to_csv, to_markdown
-from lm_power.report.probe import Probe, probe
-from lm_power.report.probe_figures import write_probe_figure, write_temperature_figure
-from lm_power.report.probe_stores import StoredDraws, choose_base, pair, read_draws
-from lm_power.report.probe_tables import line_table, notes, point_table, temperature_table
-from lm_power.report.probe_temperatures import TemperatureRow, read_temperatures
 from lm_power.report.tables import Table, cell_text
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lm_power.cli import UserError
-from lm_power.report.probe import Draws, hash_reward
+from lm_power.probe.estimates import Draws, hash_reward
 from lm_power.store import Record, StoreError, read_store
 
 Prompt = tuple[int, ...]  # token ids: what the model saw

@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 
 from lm_power import theory
-from lm_power.report.probe import Draws, hash_reward, probe, slope_and_covariance
+from lm_power.probe.estimates import Draws, hash_reward, probe, slope_and_covariance
 from lm_power.report.summary import Estimate
 
 PROMPTS = 60
