@@ -1,1 +1,1 @@
-"""Trainer for power self-distillation; it arrives with that issue. Installed as `lm_power.distill`."""
+"""Power self-distillation: fine-tune a model on its own power samples. `python -m lm_power.distill --help`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ _NOT_THE_LAW = {
 }  # fmt: skip
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, dtypes: Mapping[str, torch.dtype] | None = None) -> str:
     """16 hex digits over the configuration and every weight's name, shape, dtype and a spread of its values.
 
     Training, merging, an adapter, another dtype or re-initialised weights change values everywhere, so 64
@@ -29,6 +30,7 @@ def fingerprint(model: nn.Module) -> str:
 
     Args:
         model: on any device or devices.
+        dtypes: weights, by name, to take as if they were rounded to another dtype.
     """
     digest = hashlib.blake2b(digest_size=8)
     config: Any = getattr(model, "config", None)  # of a PEFT model: its base's
@@ -36,9 +38,10 @@ def fingerprint(model: nn.Module) -> str:
     shape = {name: value for name, value in settings.items() if name not in _NOT_THE_LAW}
     digest.update(json.dumps(shape, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        dtype = (dtypes or {}).get(name, tensor.dtype)
+        digest.update(f"{name}{tuple(tensor.shape)}{dtype}".encode())
         if tensor.numel() and tensor.device.type != "meta":
             flat = tensor.detach().reshape(-1)
             step = max(1, flat.numel() // _SAMPLES) | 1  # odd: not the same column of every row
-            digest.update(flat[::step].to("cpu", torch.float64).numpy().tobytes())
+            digest.update(flat[::step].to(dtype).to("cpu", torch.float64).numpy().tobytes())
     return digest.hexdigest()

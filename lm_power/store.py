@@ -199,13 +199,18 @@ def read_store(folder: str | Path) -> Iterator[Record]:
     """
     seen: set[str] = set()
     for path in _files(Path(folder)):
-        lines = _Lines(path, 0)
-        if lines.torn:
-            logger.warning("%s: left out a last line that is not whole (%d bytes)", path, lines.torn)
-        for record in lines.records():
+        for record in read_store_file(path):
             if record["key"] not in seen:
                 seen.add(record["key"])
                 yield record
+
+
+def read_store_file(path: str | Path) -> Iterator[Record]:
+    """The lines of one file of a store, the k-th that is yielded being line k of the file; as `read_store`."""
+    lines = _Lines(Path(path), 0)
+    if lines.torn:
+        logger.warning("%s: left out a last line that is not whole (%d bytes)", path, lines.torn)
+    yield from lines.records()
 
 
 class _Lines:

@@ -1,0 +1,95 @@
+"""Do the files of a teacher belong together: one model, one way of drawing, one run?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_power.distill.sources import Drawn, TeacherDataError
+
+logger = logging.getLogger(__name__)
+
+
+def one_model(drawn: Iterable[Drawn]) -> str | None:
+    """The model of all completions, by its fullest name."""
+    where = {one.model: one.where for one in reversed(list(drawn)) if one.model is not None}
+    models = sorted(where, key=lambda model: ("@" not in model, model))
+    for other in models[1:]:
+        if not _same_model(models[0], other):
+            raise TeacherDataError(
+                f"completions of two models: {models[0]} ({where[models[0]]}) and {other} ({where[other]}); a student "
+                "has one teacher: give the files of one"
+            )
+    return models[0] if models else None
+
+
+def _same_model(one: str, other: str) -> bool:
+    """By fingerprint where both have one, else by name."""
+    (name, at, fingerprint), (other_name, other_at, other_fingerprint) = one.rpartition("@"), other.rpartition("@")
+    if at and other_at:
+        return fingerprint == other_fingerprint
+    return (name if at else one) == (other_name if other_at else other)
+
+
+def attach_verdicts(stored: list[Drawn], logged: dict[Path, list[Drawn]]) -> list[Drawn]:
+    """The completions to learn from; stored ones know what the samples files of their run tell of them.
+
+    They are matched by the texts of prompt and completion: a task grades equal texts alike.
+    """
+    texts = {(one.prompt, one.text) for one in stored}
+    verdicts: dict[tuple[str, str], bool | None] = {}
+    problems: dict[str, str | None] = {}
+    others: list[Drawn] = []
+    for file, drawn in logged.items():
+        own = [one for one in drawn if not one.is_padding]
+        missing = [one for one in own if (one.prompt, one.text) not in texts]
+        if len(missing) == len(own):
+            others += drawn
+            continue
+        if missing:
+            raise TeacherDataError(
+                f"{missing[0].where}: completion {missing[0].repeat} is in none of the stores given, like "
+                f"{len(missing)} of the {len(own)} of this file; the others are. Give the store that its run wrote, or "
+                "one kind of file"
+            )
+        for one in own:
+            verdicts[one.prompt, one.text] = one.correct
+            problems[one.prompt] = one.problem
+        logger.info("%s: read for the verdicts on completions that are in the stores", file)
+    known = [
+        dataclasses.replace(one, correct=verdicts.get((one.prompt, one.text)), problem=problems.get(one.prompt))
+        for one in stored
+    ]
+    return [*known, *others]
+
+
+def shared_settings(drawn: Sequence[Drawn], mixed: bool) -> dict[str, Any] | None:
+    """The options that all completions were drawn with, None if no file tells any.
+
+    Another seed is not another way of drawing.
+    """
+    different: dict[str, Drawn] = {}
+    for one in drawn:
+        law = {name: value for name, value in one.config.items() if name != "seed"}
+        different.setdefault(json.dumps(law, sort_keys=True), one)
+    first, *others = different.values()
+    if others and not mixed:
+        said = [_differing(first.config, others[0].config), _differing(others[0].config, first.config)]
+        raise TeacherDataError(
+            f"completions drawn in two ways: {said[0]} ({first.where}) and {said[1]} ({others[0].where}); give the "
+            "files of one, or allow mixed_settings (of several tasks, say)"
+        )
+    shared = {
+        name: value for name, value in first.config.items() if all(one.config.get(name) == value for one in drawn)
+    }
+    return shared if any(one.config for one in drawn) else None
+
+
+def _differing(config: dict[str, Any], other: dict[str, Any]) -> str:
+    """The options of `config` that `other` has otherwise."""
+    names = [name for name in config if name != "seed" and config[name] != other.get(name)]
+    return ", ".join(f"{name}={config[name]}" for name in names) or "without these"

@@ -1,0 +1,194 @@
+"""What a run tells: settings at its start, a table at its end, and the model card."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from lm_power.distill.options import CONFIG
+from lm_power.distill.record import CURVE, LOG, RECORD, Record
+
+_START = {
+    "same": "yes: self-distillation",
+    "another": "no: the teacher had other weights than those that training starts from",
+    "unknown": "not known: the weights here have fewer digits than the teacher's, or are not all in one place",
+    "untold": "not known: the data do not tell the teacher's weights",
+}
+
+
+def settings_table(record: Record) -> str:
+    """What is about to be trained on what, one setting a line."""
+    rows = {**_model(record), **_data(record), **_how(record), "output": record["options"]["output"]}
+    return _lines("Distillation", rows)
+
+
+def closing_table(record: Record) -> str:
+    """Losses, tokens, time, and the two commands that come next."""
+    results, output = record["results"], record["options"]["output"]
+    rows = {**_outcome(record), "time": _duration(results["seconds"]), "result": output}
+    return "\n".join([_lines("Finished", rows), "", "Evaluate it:", *(f"  {line}" for line in _evaluation(record))])
+
+
+def model_card(record: Record) -> str:
+    """The README.md of the result: front matter for the hub, then all that was done."""
+    options, full = record["options"], record["options"]["full"]
+    metadata = ModelCardData(
+        base_model=None if Path(options["model"]).exists() else options["model"],
+        library_name="transformers" if full else "peft",
+        pipeline_tag="text-generation",
+        tags=["power-sampling", "self-distillation", "lm-power", *([] if full else ["lora"])],
+    )
+    sections = [
+        f"---\n{metadata.to_yaml()}\n---",
+        f"# {Path(options['output']).name}",
+        _summary(record),
+        _table("Model", _model(record)),
+        _table("Teacher and data", {**_teacher(record), **_data(record)}),
+        _table("Training", _how(record)),
+        _table("Outcome", _outcome(record)) if record["results"] else "",
+        f"![loss](./{CURVE})" if record["results"] else "",
+        "## How it was made\n\n```bash\n"
+        + (record["command"] or f"python -m lm_power.distill --config {CONFIG}")
+        + "\n```",
+        "## Use\n\n```bash\n" + "\n".join(_evaluation(record)) + "\n```\n\n```python\n" + _python(record) + "\n```",
+        _earlier(record),
+        f"`{CONFIG}` has all options, `{LOG}` the losses, `{RECORD}` where the data and the weights came from.",
+        _table("Versions", record["versions"]),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _summary(record: Record) -> str:
+    options, teacher = record["options"], record["teacher"]
+    method = (teacher["config"] or {}).get("method")
+    power = method in ("power", "power_inf") and teacher["start"] == "same"
+    drawn = f" drawn with method `{method}`" if method else ""
+    return (
+        f"`{options['model']}`, fine-tuned by maximum likelihood on the tokens of completions{drawn}, "
+        + ("kept only where graded correct" if options["correct_only"] else "without labels or rewards")
+        + (": power self-distillation (Tomihari & Sato 2026, arXiv 2605.04542)." if power else ".")
+    )
+
+
+def _model(record: Record) -> dict[str, Any]:
+    options, model = record["options"], record["model"]
+    part = f"an adapter: {model['trained']:,} of {model['parameters']:,} weights"
+    return {
+        "model": options["model"] + (f", revision {options['revision']}" if options["revision"] else ""),
+        "round": record["round"],
+        **({"going on from": options["adapter"]} if options["adapter"] else {}),
+        "trained": f"all {model['parameters']:,} weights" if options["full"] else part,
+        **({"adapter on": ", ".join(model["target_modules"])} if model["target_modules"] else {}),
+        "teacher is where training starts": _START[record["teacher"]["start"]],
+    }
+
+
+def _teacher(record: Record) -> dict[str, Any]:
+    teacher = record["teacher"]
+    sampling = ", ".join(f"{name} {value}" for name, value in (teacher["config"] or {}).items())
+    return {
+        "teacher": teacher["model"] or "not told by the data",
+        "drawn with": sampling or "not told by the data",
+        "files": ", ".join(record["options"]["data"]),
+        "completions there": ", ".join(f"{count} {reason}" for reason, count in teacher["counts"].items()),
+    }
+
+
+def _data(record: Record) -> dict[str, Any]:
+    data, longest = record["data"], record["options"]["max_length"]
+    return {
+        "completions": f"{data['train']} to learn, {data['validation']} held out",
+        "tokens an epoch": f"{data['learnt_tokens']:,} learnt, {data['tokens']:,} with prompts",
+        f"cut at {longest} tokens": _share(data["truncated"], data["samples"]),
+        f"left out, prompt of {longest} tokens or more": _share(data["crowded_out"], data["samples"]),
+    }
+
+
+def _how(record: Record) -> dict[str, Any]:
+    options, processes = record["options"], record["processes"]
+    adapter = "rank {lora_r}, alpha {lora_alpha:g}, dropout {lora_dropout:g} (our choice)".format(**options)
+    trainer = {f"trainer.{name}": value for name, value in options["trainer"].items()}
+    return {
+        **({} if options["full"] or options["adapter"] else {"LoRA": adapter}),
+        "learning rate": f"{record['learning_rate']:g} (peak), {options['lr_scheduler']}, warm-up "
+        f"{options['warmup_ratio']:.0%}" + (" (rate: our choice)" if options["learning_rate"] is None else ""),
+        "optimiser": f"{options['trainer'].get('optim', 'AdamW')}, weight decay {options['weight_decay']:g}",
+        "epochs": f"{options['epochs']:g}",
+        "global batch": f"{options['batch_size']} × {options['gradient_accumulation']} × {processes} processes"
+        f" = {options['batch_size'] * options['gradient_accumulation'] * processes}",
+        "weights": record["model"]["dtype"],
+        "gradient checkpointing": "on" if options["gradient_checkpointing"] else "off",
+        "seed": options["seed"],
+        **trainer,
+    }
+
+
+def _outcome(record: Record) -> dict[str, Any]:
+    results = record["results"]
+    train, validation = results["loss"]["train"], results["loss"]["validation"]
+    kept = dict(validation).get(results["kept_step"])
+    return {
+        "training loss": f"{train[0][1]:.4f} → {train[-1][1]:.4f} nats a token",
+        **({"validation loss": f"{validation[0][1]:.4f} → {validation[-1][1]:.4f} nats a token"} if validation else {}),
+        "steps": f"{results['steps']} ({results['epochs']:.3g} epochs)",
+        **(
+            {"kept": f"step {results['kept_step']}" + (f", validation loss {kept:.4f}" if kept is not None else "")}
+            if results["kept_step"] != results["steps"]
+            else {}
+        ),
+        "tokens learnt": f"{round(results['epochs'] * record['data']['learnt_tokens']):,}",
+    }
+
+
+def _evaluation(record: Record) -> list[str]:
+    options = record["options"]
+    model, output = shlex.quote(options["model"]), shlex.quote(options["output"])
+    named = f"pretrained={output}" if options["full"] else f"pretrained={model},peft={output}"
+    return [
+        f"lm_eval --model power-hf --model_args {named},method=temperature --tasks TASK",
+        f"lm_eval --model hf --model_args {named} --tasks TASK",
+    ]
+
+
+def _python(record: Record) -> str:
+    options, load = record["options"], "from transformers import AutoModelForCausalLM"
+    if options["full"]:
+        return f"{load}\n\nmodel = AutoModelForCausalLM.from_pretrained({options['output']!r})"
+    return (
+        f"from peft import PeftModel\n{load}\n\n"
+        f"base = AutoModelForCausalLM.from_pretrained({options['model']!r})\n"
+        f"model = PeftModel.from_pretrained(base, {options['output']!r})  # .merge_and_unload() for a plain model"
+    )
+
+
+def _earlier(record: Record) -> str:
+    if not record["previous"]:
+        return ""
+    rounds = {
+        f"round {earlier['round']}": earlier["command"] or earlier["model"]["name"] for earlier in record["previous"]
+    }
+    return _table("Earlier rounds", {name: f"`{command}`" for name, command in rounds.items()})
+
+
+def _table(title: str, rows: Mapping[str, Any]) -> str:
+    cells = [f"| {name} | {str(value).replace('|', '&#124;')} |" for name, value in rows.items()]
+    return "\n".join([f"## {title}", "", "| | |", "|---|---|", *cells])
+
+
+def _lines(title: str, rows: Mapping[str, Any]) -> str:
+    width = max(map(len, rows))
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows.items())])
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({part / whole:.1%})"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,165 @@
+"""The output folder: who may write there, what a run was, and where it can go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lm_power.config import OptionError
+from lm_power.distill.options import CONFIG, DistillConfig
+
+RECORD = "distill.json"
+LOG = "training_log.json"
+CURVE = "loss.png"
+FORMAT = 1
+
+Record = dict[str, Any]
+"""What `distill.json` holds: command, options, model, teacher, data, versions, earlier rounds, results."""
+
+# A run may go on with others of these. Which weights and which data they name is compared by content.
+_MAY_CHANGE = {
+    "output", "model", "adapter", "revision", "trust_remote_code", "data", "exclude_prompts_of",
+    "logging_steps", "report_to", "push_to_hub",
+}  # fmt: skip
+
+
+def read_record(folder: str | Path) -> Record | None:
+    """The record of the run that made a folder; None if none of ours did.
+
+    Raises:
+        OptionError: it is damaged, or a newer version wrote it.
+    """
+    path = Path(folder) / RECORD
+    try:
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        version = record["format"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OptionError(f"{path}: is not a record of lm_power.distill ({error!r}); name another folder") from error
+    if version > FORMAT:
+        raise OptionError(f"{path}: written in format {version} by a newer lm-power; upgrade")
+    return record
+
+
+def earlier_run(output: str, resume: bool) -> Record | None:
+    """The record of the run to resume, or None for a new run in a new or empty folder.
+
+    Raises:
+        OptionError: the folder holds something and `resume` is not wanted, or it is and there is nothing.
+    """
+    folder = Path(output)
+    record = read_record(folder)
+    if resume:
+        if record is None:
+            raise OptionError(f"output={output}: holds no run to resume; leave out --resume to start one")
+        return record
+    if record is not None:
+        state = "a finished run" if record["results"] else "a run that was not finished: --resume goes on with it"
+        raise OptionError(f"output={output}: holds {state}; nothing is overwritten: name another folder")
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise OptionError(f"output={output}: is not empty; nothing is overwritten: name another folder")
+    except NotADirectoryError as error:
+        raise OptionError(f"output={output}: is a file; name a folder") from error
+    return None
+
+
+def begin(record: Record, config: DistillConfig) -> None:
+    """Write the record and the resolved options of a run that is about to start.
+
+    Raises:
+        OptionError: the folder cannot be written.
+    """
+    folder = Path(config.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = "# Options of this run; `python -m lm_power.distill --config FILE --output ANOTHER` repeats it.\n"
+        replace(folder / CONFIG, text + yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
+        write_record(record, folder)
+    except OSError as error:
+        raise OptionError(f"output={config.output}: cannot be written ({error.strerror}); name another") from error
+
+
+def write_record(record: Record, folder: Path) -> None:
+    """Replace the record in one go."""
+    replace(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
+
+
+def check_same_run(earlier: Record, now: Record) -> None:
+    """Refuse to resume another run than the one that was started.
+
+    Raises:
+        OptionError: an option that matters, the weights, the data or the number of processes differ.
+    """
+    for name, value in now["options"].items():
+        was = earlier["options"].get(name)
+        if name not in _MAY_CHANGE and was != value:
+            raise OptionError(f"{name}={value}: this run was started with {was}; resume with that, or start another")
+    if earlier["processes"] != now["processes"]:
+        raise OptionError(
+            f"processes={now['processes']}: this run was started with {earlier['processes']}; launch as many"
+        )
+    if earlier["data"]["digest"] != now["data"]["digest"]:
+        raise OptionError("data: are not those that this run was started with; restore them, or start another run")
+    if earlier["model"]["fingerprints"] != now["model"]["fingerprints"]:
+        raise OptionError("model, adapter: not the weights that this run was started with; restore them, or start anew")
+
+
+def last_checkpoint(output: str, processes: int) -> str | None:
+    """The newest checkpoint that was written to its end; None if there is none yet.
+
+    A process that is killed while it writes one leaves it without the files that come last: the state of the
+    random streams of every process, and the trainer's state.
+    """
+    streams = [f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else ["rng_state.pth"]
+    found: dict[int, Path] = {}
+    for folder in Path(output).glob("checkpoint-*"):
+        step = folder.name.rpartition("-")[2]
+        if step.isdigit() and all((folder / name).is_file() for name in streams) and _whole_json(folder):
+            found[int(step)] = folder
+    return str(found[max(found)]) if found else None
+
+
+def _whole_json(folder: Path) -> bool:
+    try:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def earlier_rounds(start: str | None, teacher: str | None) -> list[Record]:
+    """Records of the rounds that led to the teacher, oldest first.
+
+    Args:
+        start: the adapter or model that training starts from.
+        teacher: "name@fingerprint"; a name "base+peft=FOLDER" tells which adapter it had.
+    """
+    name = "" if teacher is None else teacher.rpartition("@")[0] or teacher
+    parts = name.split("+peft=")
+    for folder in (*(part.removesuffix("+RandW") for part in reversed(parts)), start):
+        record = read_record(folder) if folder else None
+        if record is not None:
+            previous: list[Record] = record["previous"]
+            return [*previous, {key: value for key, value in record.items() if key != "previous"}]
+    return []
+
+
+def losses(log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """(step, nats a token) pairs of a Trainer's log: "train", means since the last entry, and "validation"."""
+    return {
+        "train": [(entry["step"], entry["loss"]) for entry in log if "loss" in entry],
+        "validation": [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry],
+    }

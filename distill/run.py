@@ -1,0 +1,188 @@
+"""One distillation from options to a finished folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_pt_utils import get_model_param_count
+
+from lm_power.config import OptionError
+from lm_power.distill import record as records
+from lm_power.distill.card import closing_table, model_card, settings_table
+from lm_power.distill.curve import draw_losses
+from lm_power.distill.options import DistillConfig
+from lm_power.distill.parallel import on_main, say
+from lm_power.distill.record import Record
+from lm_power.distill.student import Student, load_student
+from lm_power.distill.teacher import TeacherData, read_teacher
+from lm_power.distill.trainer import DistillTrainer, LossWatch, training_arguments
+from lm_power.distill.windows import TrainingData, training_data
+
+_PACKAGES = ("lm-power", "torch", "transformers", "peft", "accelerate")
+
+
+def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -> Record:
+    """Train, and leave adapter (or model), tokenizer, card, options, log and loss curve in `config.output`.
+
+    Args:
+        config: options.
+        resume: go on with the run that is in `config.output`.
+        command: as it was typed, for the model card.
+
+    Returns:
+        The record of the run, as in `distill.json`.
+
+    Raises:
+        OptionError: options, model, adapter or output folder are not fit; nothing has been written then.
+        TeacherDataError: the teacher data are not fit.
+    """
+    arguments = training_arguments(config)
+    earlier = on_main(lambda: records.earlier_run(config.output, resume))
+    if earlier is not None and earlier["results"]:
+        say(f"The run in {config.output} is finished: there is nothing to resume.")
+        return earlier
+    dtype = torch.bfloat16 if arguments.bf16 and not config.full else torch.float32
+    student = load_student(config, dtype)
+    teacher = on_main(lambda: _read(config, student))
+    data = training_data(teacher.samples, config.max_length, config.validation_share, config.seed)
+    _check_fit(config, student, data)
+    record = on_main(lambda: _record(config, command, arguments.world_size, student, teacher, data))
+    if earlier is None:
+        on_main(lambda: records.begin(record, config))
+        checkpoint = None
+    else:
+        on_main(lambda: records.check_same_run(earlier, record))
+        record = {**record, "command": earlier["command"], "previous": earlier["previous"]}
+        checkpoint = on_main(lambda: records.last_checkpoint(config.output, arguments.world_size))
+        at = "the beginning: it has no checkpoint yet" if checkpoint is None else Path(checkpoint).name
+        say(f"Going on with the run in {config.output} from {at}.")
+    say(settings_table(record))
+    if record["teacher"]["start"] == "another":
+        say(
+            f"Notice: the teacher {teacher.model} is another model than the one that training starts from: this is "
+            "distillation from that model, not self-distillation."
+        )
+    arguments.eval_on_start = bool(data.validation) and checkpoint is None
+    use_cache = student.model.config.use_cache
+    callbacks: list[TrainerCallback] = [LossWatch()]
+    if config.early_stopping is not None:
+        callbacks.append(EarlyStoppingCallback(config.early_stopping))
+    trainer = DistillTrainer(
+        config, data, lambda: model_card(record), model=student.model, args=arguments, callbacks=callbacks
+    )
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    record["results"] = _results(trainer, data, time.perf_counter() - started, checkpoint)
+    # Trainer switches the cache off, and a saved model would be slow for ever.
+    student.model.config.use_cache = use_cache
+    trainer.save_model(_internal_call=True)
+    on_main(lambda: _finish(record, config, student, trainer))
+    if config.push_to_hub is not None:
+        trainer.push_to_hub()
+    say(closing_table(record))
+    return record
+
+
+def _read(config: DistillConfig, student: Student) -> TeacherData:
+    data = read_teacher(
+        config.data,
+        student.tokenizer,
+        eos_ids=student.eos_ids,
+        vocabulary=student.model.config.get_text_config().vocab_size,
+        select=config.select,  # type: ignore[arg-type]  # checked by the options
+        per_prompt=config.per_prompt,
+        finished_only=config.finished_only,
+        correct_only=config.correct_only,
+        min_tokens=config.min_tokens,
+        deduplicate=config.deduplicate,
+        assume_eos=config.assume_eos,
+        mixed_settings=config.mixed_settings,
+        exclude_prompts_of=config.exclude_prompts_of,
+    )
+    say(data.summary())
+    return data
+
+
+def _check_fit(config: DistillConfig, student: Student, data: TrainingData) -> None:
+    positions = getattr(student.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(window) for window in (*data.train, *data.validation))
+    if positions is not None and longest > positions:
+        raise OptionError(
+            f"max_length={config.max_length}: the model has {positions} positions, the data reach {longest} tokens; "
+            f"set max_length={positions}"
+        )
+
+
+def _record(
+    config: DistillConfig, command: str, processes: int, student: Student, teacher: TeacherData, data: TrainingData
+) -> Record:
+    previous = records.earlier_rounds(config.adapter or config.model, teacher.model)
+    return {
+        "format": records.FORMAT,
+        "round": 1 + len(previous),
+        "command": command,
+        "processes": processes,
+        "options": config.resolved(),
+        "learning_rate": config.peak_learning_rate,
+        "model": {
+            "name": config.model,
+            "fingerprints": dict(student.fingerprints),
+            "base_fingerprints": dict(student.base_fingerprints),
+            "target_modules": list(student.target_modules),
+            "dtype": str(next(student.model.parameters()).dtype).removeprefix("torch."),
+            "parameters": get_model_param_count(student.model),
+            "trained": get_model_param_count(student.model, trainable_only=True),
+        },
+        "teacher": {
+            "model": teacher.model,
+            "start": student.compare(teacher.model),
+            "config": teacher.config,
+            "files": list(teacher.files),
+            "counts": dict(teacher.counts),
+        },
+        "data": {
+            "digest": data.digest(),
+            "samples": data.samples,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "truncated": data.truncated,
+            "crowded_out": data.crowded_out,
+            "tokens": sum(len(window) for window in data.train),
+            "learnt_tokens": sum(window.learnt for window in data.train),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "previous": previous,
+        "results": None,
+    }
+
+
+def _results(trainer: DistillTrainer, data: TrainingData, seconds: float, checkpoint: str | None) -> dict[str, Any]:
+    losses = records.losses(trainer.state.log_history)
+    kept = trainer.state.best_global_step if trainer.args.load_best_model_at_end else trainer.state.global_step
+    return {
+        "steps": trainer.state.global_step,
+        "kept_step": kept,
+        "epochs": trainer.state.epoch,
+        "loss": losses,
+        "seconds": round(seconds, 1),
+        "resumed_from": None if checkpoint is None else Path(checkpoint).name,
+    }
+
+
+def _finish(record: Record, config: DistillConfig, student: Student, trainer: DistillTrainer) -> None:
+    folder = Path(config.output)
+    student.tokenizer.save_pretrained(folder)
+    records.replace(folder / records.LOG, json.dumps(trainer.state.log_history, indent=1) + "\n")
+    draw_losses(record["results"]["loss"], folder / records.CURVE)
+    trainer.create_model_card()
+    records.write_record(record, folder)

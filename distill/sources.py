@@ -1,0 +1,182 @@
+"""The files that teacher data comes from, and what they tell of one completion; lm-eval's are read by `samples`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from lm_power.store import StoreError, read_store_file
+
+FINISH_REASONS = ("eos", "stop", "length")
+
+
+class TeacherDataError(ValueError):
+    """Teacher data cannot be used as it is; the message says where, why, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """One completion as a file tells it; None for what the file does not tell.
+
+    Attributes:
+        key: equal keys, one draw.
+        where: "file:line".
+        prompt: as the model got it; of a chat API, the contents of the messages, a line each.
+        messages: the chat messages that a chat API got.
+        text: without EOS, cut before the stop string.
+        prompt_ids: token ids of the prompt (stores).
+        token_ids: token ids of the completion (stores).
+        finish_reason: "eos", "stop" or "length".
+        self_reward: nats a token.
+        repeat: which completion of its prompt.
+        tokens_decoded: tokens decoded for it, rejected work included.
+        correct: whether the task's grader took it.
+        problem: the document's problem, before any template.
+        is_padding: a copy beyond the document's repeats, by which lm-eval evens out its processes.
+        model: "name@fingerprint" (stores, `power-hf`) or a name.
+        config: how it was drawn.
+    """
+
+    key: str
+    where: str
+    prompt: str
+    text: str
+    repeat: int
+    config: dict[str, Any]
+    model: str | None = None
+    messages: list[dict[str, str]] | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+    finish_reason: str | None = None
+    self_reward: float | None = None
+    tokens_decoded: int | None = None
+    correct: bool | None = None
+    problem: str | None = None
+    is_padding: bool = False
+
+
+def find_files(paths: Iterable[str | Path]) -> list[Path]:
+    """The files that `paths` name, each once, in their order; of a folder all `.jsonl` in it and below, by name.
+
+    Raises:
+        TeacherDataError: a path does not exist, or a folder holds no such file.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            files = sorted(path.rglob("*.jsonl"))
+            if not files:
+                raise TeacherDataError(f"{path}: holds no .jsonl file; name a store, or a folder of lm-eval samples")
+        elif path.is_file():
+            files = [path]
+        else:
+            raise TeacherDataError(f"{path}: does not exist ({path.absolute()})")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    if not found:
+        raise TeacherDataError("no teacher file is given: name a store, or files of lm_eval --log_samples")
+    return list(found.values())
+
+
+def kind_of(path: Path) -> Literal["store", "samples", "other"] | None:
+    """What a file holds, by its first line and not by its name; None for a file without one whole line.
+
+    Raises:
+        TeacherDataError: the line is not JSON, or the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+    except OSError as error:
+        raise TeacherDataError(f"{path}: cannot be read ({error.strerror})") from error
+    if not line.endswith(b"\n"):  # a store's process may be writing it, or was killed while it did
+        try:
+            json.loads(line)
+        except ValueError:
+            return None
+    row = parse_line(line, f"{path}:1")
+    if isinstance(row, dict) and {"key", "prompt_ids", "token_ids"} <= set(row):
+        return "store"
+    return "samples" if isinstance(row, dict) and {"doc", "resps", "arguments"} <= set(row) else "other"
+
+
+def read_store_lines(path: Path) -> list[Drawn]:
+    """The completion of each whole line of a store's file.
+
+    Raises:
+        TeacherDataError: a line is damaged.
+    """
+    try:
+        return [_from_record(record, f"{path}:{line}") for line, record in enumerate(read_store_file(path), start=1)]
+    except StoreError as error:
+        raise TeacherDataError(str(error)) from error
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """("file:line", value) of each line of a JSON Lines file that is not blank."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise TeacherDataError(f"{path}: cannot be read ({error.strerror})") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield f"{path}:{number}", parse_line(line, f"{path}:{number}")
+
+
+def _from_record(record: dict[str, Any], where: str) -> Drawn:
+    require(where, "key", isinstance(record["key"], str), record["key"], "a text")
+    require(where, "prompt", isinstance(record["prompt"], str), record["prompt"], "a text")
+    require(where, "text", isinstance(record["text"], str), record["text"], "a text")
+    for name in ("prompt_ids", "token_ids"):
+        require(where, name, _are_ids(record[name]), record[name], "a list of token ids")
+    require(where, "prompt_ids", bool(record["prompt_ids"]), record["prompt_ids"], "at least one token id")
+    reasons = " or ".join(FINISH_REASONS)
+    require(where, "finish_reason", record["finish_reason"] in FINISH_REASONS, record["finish_reason"], reasons)
+    require(where, "repeat", is_int(record["repeat"]), record["repeat"], "a whole number")
+    reward = record["self_reward"]
+    require(where, "self_reward", isinstance(reward, int | float), reward, "a number")
+    config, stats = record["config"], record["stats"]
+    require(where, "config", isinstance(config, dict) and isinstance(config.get("stop"), list), config, "options")
+    decoded = stats.get("tokens_decoded") if isinstance(stats, dict) else None
+    require(where, "stats", is_int(decoded), stats, "a completion's costs, tokens_decoded among them")
+    require(where, "model", isinstance(record["model"], str), record["model"], "name@fingerprint")
+    return Drawn(
+        key=record["key"],
+        where=where,
+        prompt=record["prompt"],
+        text=record["text"],
+        repeat=record["repeat"],
+        config=config,
+        model=record["model"],
+        prompt_ids=tuple(record["prompt_ids"]),
+        token_ids=tuple(record["token_ids"]),
+        finish_reason=record["finish_reason"],
+        self_reward=float(reward),
+        tokens_decoded=decoded,
+    )
+
+
+def parse_line(line: bytes, where: str) -> Any:
+    """The JSON value of a line, or of a whole file; raises `TeacherDataError` if it is none."""
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise TeacherDataError(f"{where}: is not JSON ({error}); the file is damaged: write it anew") from error
+
+
+def require(where: str, name: str, holds: bool, value: Any, rule: str) -> None:
+    """Raise `TeacherDataError` unless the rule holds for the field of that name and value."""
+    if not holds:
+        raise TeacherDataError(f"{where}: {name}={value!r:.80}: must be {rule}; the line is damaged")
+
+
+def is_int(value: Any) -> bool:
+    """Whether a JSON value is a whole number (true and false are none)."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(is_int(token) and token >= 0 for token in value)

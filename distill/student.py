@@ -1,0 +1,244 @@
+"""The model to train: base, adapter, precision, and whether the teacher was the same."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from lm_power.config import OptionError
+from lm_power.distill.options import DistillConfig
+from lm_power.distill.parallel import on_main
+from lm_power.fingerprint import fingerprint
+from lm_power.sampler import find_eos_ids
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The layers that Tomihari & Sato (2026) adapt."""
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """What is trained, and from where.
+
+    Attributes:
+        model: ready for the trainer: a PEFT model, or the base itself with `full`.
+        tokenizer: its tokenizer.
+        eos_ids: tokens that end a completion.
+        target_modules: layers adapted, by name; empty with `full`.
+        fingerprints: of the weights that training starts from, as `lm_power.fingerprint`, by dtype of the
+            base's weights; empty where the weights are not here to be read (DeepSpeed ZeRO-3).
+        base_fingerprints: the same of the base without an adapter.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: tuple[int, ...]
+    target_modules: tuple[str, ...]
+    fingerprints: Mapping[str, str]
+    base_fingerprints: Mapping[str, str]
+
+    def compare(self, teacher: str | None) -> Literal["same", "another", "unknown", "untold"]:
+        """Whether training starts from the very weights that the teacher "name@fingerprint" had.
+
+        A fingerprint covers the dtype, so ours are taken in every dtype that the weights here can be rounded
+        to. A teacher in a wider dtype than the weights here cannot be told from another model: "unknown". One
+        named without a fingerprint, or not at all: "untold".
+        """
+        if teacher is None or "@" not in teacher:
+            return "untold"
+        if teacher.rpartition("@")[2] in self.fingerprints.values():
+            return "same"
+        return "another" if len(self.fingerprints) == len(_DTYPES) else "unknown"
+
+
+def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
+    """The model of `config`, with a fresh adapter, the one to go on from, or none; made by `config.seed`.
+
+    Args:
+        config: options.
+        dtype: of the base's weights. Adapter weights, and all weights with `full`, are float32.
+
+    Raises:
+        OptionError: model, tokenizer or adapter cannot be loaded, or do not fit each other.
+    """
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+
+    hub: dict[str, Any] = {} if config.revision is None else {"revision": config.revision}
+    if config.trust_remote_code:
+        hub["trust_remote_code"] = True
+    try:
+        stored = AutoConfig.from_pretrained(config.model, **hub).dtype
+        tokenizer = AutoTokenizer.from_pretrained(config.model, **hub)
+        base: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype, **hub)
+    except (OSError, ValueError, KeyError) as error:
+        raise OptionError(
+            f"model={config.model}: cannot be loaded: {_first_line(error)}; name a hub id or a folder of a causal LM"
+        ) from error
+    base_fingerprints = on_main(lambda: _fingerprints(base, stored))
+    eos_ids = tuple(sorted(set(find_eos_ids(base, tokenizer))))
+    set_seed(config.seed)
+    if config.full:
+        return Student(base, tokenizer, eos_ids, (), base_fingerprints, base_fingerprints)
+    if config.adapter is None:
+        targets = target_modules(base) if config.target_modules is None else config.target_modules
+        model = _fresh_adapter(base, config, targets)
+        return Student(model, tokenizer, eos_ids, tuple(targets), base_fingerprints, base_fingerprints)
+    folder = config.adapter
+    on_main(lambda: _check_adapter(folder, config.model, base_fingerprints))
+    try:
+        with _quiet():
+            model = PeftModel.from_pretrained(base, folder, is_trainable=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise OptionError(f"adapter={folder}: does not fit {config.model}: {_first_line(error)}") from error
+    _check_weights(folder, model)
+    settings: Any = model.peft_config[model.active_adapter]
+    named = settings.target_modules
+    return Student(
+        model, tokenizer, eos_ids, tuple(sorted([named] if isinstance(named, str) else named or ())),
+        on_main(lambda: _fingerprints(model, stored)), base_fingerprints,
+    )  # fmt: skip
+
+
+def target_modules(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the layers that an adapter goes on: the seven projections where the model has them.
+
+    Else every linear layer of the decoder's blocks that is no router of a mixture of experts: fused or
+    differently named projections of attention and MLP.
+
+    Raises:
+        OptionError: the model has none.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (nn.Linear, Conv1D)
+    found: dict[str, None] = {}
+    for stack in (module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)):
+        for name, module in stack.named_modules():
+            if isinstance(module, kinds):
+                found[name.rpartition(".")[2]] = None
+    if set(PROJECTIONS) <= set(found):
+        return PROJECTIONS
+    chosen = tuple(name for name in found if "router" not in name and name not in ("gate", "shared_expert_gate"))
+    if not chosen:
+        raise OptionError(
+            f"target_modules: {type(model).__name__} has no linear layers in its blocks; name layers, or use --full"
+        )
+    return chosen
+
+
+def _fresh_adapter(base: PreTrainedModel, config: DistillConfig, targets: tuple[str, ...]) -> PeftModel:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # a float works, and is documented elsewhere in peft
+        lora_dropout=config.lora_dropout,
+        target_modules=list(targets),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=config.model,
+        revision=config.revision,
+    )
+    try:
+        with _quiet():
+            return get_peft_model(base, settings)
+    except ValueError as error:
+        linear = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
+        raise OptionError(
+            f"target_modules={' '.join(targets)}: {_first_line(error)}; this model's linear layers: {', '.join(linear)}"
+        ) from error
+
+
+def _check_adapter(folder: str, model: str, base_fingerprints: Mapping[str, str]) -> None:
+    """Refuse an adapter that was made for another base."""
+    from lm_power.distill.record import read_record
+
+    path = Path(folder) / "adapter_config.json"
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError) as error:
+        raise OptionError(f"adapter={folder}: holds no PEFT adapter ({path.name}: {_first_line(error)})") from error
+    record = read_record(folder)
+    known = {} if record is None else record["model"]["base_fingerprints"]
+    both = set(known) & set(base_fingerprints)
+    if both:
+        if all(known[dtype] == base_fingerprints[dtype] for dtype in both):
+            return
+    elif named is None or named == model or _same_path(named, model):
+        return
+    raise OptionError(
+        f"adapter={folder}: was trained on another base ({named}), --model is {model}; name that base as --model"
+    )
+
+
+def _check_weights(folder: str, model: PeftModel) -> None:
+    """Refuse an adapter whose weights are not exactly those that this base takes."""
+    from peft import get_peft_model_state_dict
+    from peft.utils.save_and_load import load_peft_weights
+
+    wanted, held = set(get_peft_model_state_dict(model)), set(load_peft_weights(folder, device="cpu"))
+    if wanted != held:
+        odd = sorted(wanted ^ held)
+        raise OptionError(
+            f"adapter={folder}: is not for this model: {len(odd)} weights of one are not in the other, such as {odd[0]}"
+        )
+
+
+def _same_path(one: str, other: str) -> bool:
+    return Path(one).exists() and Path(other).exists() and Path(one).resolve() == Path(other).resolve()
+
+
+def _fingerprints(model: Any, stored: torch.dtype | None) -> dict[str, str]:
+    """By dtype, the fingerprint that the model would have with its base's weights loaded in that dtype.
+
+    Left out are dtypes that cannot be known from the weights here: those to which the checkpoint would be
+    rounded otherwise, since it has digits that the weights here have lost.
+
+    Args:
+        model: as it is trained.
+        stored: dtype of the checkpoint; None if it does not say.
+    """
+    from peft import PeftModel
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled():
+        return {}
+    adapted = isinstance(model, PeftModel)
+    base = {
+        name: weight.dtype
+        for name, weight in model.named_parameters(remove_duplicate=False)
+        if weight.is_floating_point() and not (adapted and weight.requires_grad)
+    }
+    here = set(base.values())
+    lossless = here <= {torch.float32, stored}
+    return {
+        str(dtype).removeprefix("torch."): fingerprint(model, dict.fromkeys(base, dtype))
+        for dtype in (_DTYPES if lossless else here)
+        if lossless or len(here) == 1
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without peft's warnings: of a name in transformers that goes, and of weights that `_check_weights` refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "Found missing adapter keys")
+        yield
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,280 @@
+"""Teacher data: completions that are on disk already, checked and ready to learn from.
+
+    from lm_power.distill.teacher import read_teacher
+    data = read_teacher(["runs/math7b"], tokenizer, eos_ids=find_eos_ids(model, tokenizer), vocabulary=vocab_size)
+    print(data.summary())
+    data.samples[0].prompt_ids, data.samples[0].token_ids
+
+A store's token ids are taken as they are. lm-eval's `--log_samples` files of any model hold texts, which the student's
+tokenizer encodes. A folder that holds both, of one run, gives the store's tokens and the samples' verdicts. No label
+is needed, and nothing is filtered by correctness unless asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from lm_power.distill.agreement import attach_verdicts, one_model, shared_settings
+from lm_power.distill.contamination import EvaluationSets
+from lm_power.distill.encoding import Encoder, Sample
+from lm_power.distill.samples import read_samples
+from lm_power.distill.sources import Drawn, TeacherDataError, find_files, kind_of, read_store_lines
+from lm_power.distill.tally import Tally, repetition
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Sample", "Select", "TeacherData", "TeacherDataError", "read_teacher"]
+
+Select = Literal["one", "all", "best"]
+
+_SHOWN_HITS = 3
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherData:
+    """What `read_teacher` found.
+
+    Attributes:
+        samples: to learn from; the order depends on the files' contents alone.
+        counts: completions "read", dropped by reason in the order of the checks, and "kept".
+        first_dropped: reason → "file:line" of the first completion dropped for it.
+        model: the teacher as the store names it, "name@fingerprint", or by name alone; None if no file tells.
+        config: the sampling options that all completions share (`seed` among them if they do); None if no
+            file tells any.
+        files: those read.
+    """
+
+    samples: tuple[Sample, ...]
+    counts: dict[str, int]
+    first_dropped: dict[str, str]
+    model: str | None
+    config: dict[str, Any] | None
+    files: tuple[str, ...]
+
+    def summary(self) -> str:
+        """A few lines for the user: counts with reasons, teacher, settings, how completions ended, lengths, cost."""
+        lines = [
+            f"{count:>7} {reason}" + (f" (first: {self.first_dropped[reason]})" if reason in self.first_dropped else "")
+            for reason, count in self.counts.items()
+        ]
+        settings = "not told by the files" if self.config is None else "several settings that have nothing in common"
+        if self.config:
+            settings = ", ".join(f"{name}={value}" for name, value in self.config.items() if value is not None)
+        prompts = len({sample.prompt_ids for sample in self.samples})
+        lengths = [len(sample.token_ids) for sample in self.samples]
+        ends = [sample.finish_reason for sample in self.samples]
+        told = {"eos": "by EOS", "stop": "by a stop string", "length": "cut by the length limit", None: "not told"}
+        endings = ", ".join(f"{ends.count(end) / len(ends):.1%} {name}" for end, name in told.items() if end in ends)
+        known = [sample.tokens_decoded for sample in self.samples if sample.tokens_decoded is not None]
+        cost = f"{sum(known)} tokens decoded for them" if len(known) == len(self.samples) else "cost not told"
+        return "\n".join(
+            [
+                f"teacher data from {len(self.files)} file{'s' * (len(self.files) != 1)}, completions:",
+                *lines,
+                f"teacher: {self.model or 'not told by the files'}",
+                f"drawn with: {settings}",
+                f"{len(self.samples)} completions of {prompts} prompts; {cost}",
+                f"tokens a completion: {min(lengths)} to {max(lengths)}, median {statistics.median(lengths):g}",
+                f"ended: {endings}" + ("; EOS is learnt only where it is known to have ended one" * (None in ends)),
+            ]
+        )
+
+
+def read_teacher(
+    paths: Iterable[str | Path],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    eos_ids: Sequence[int],
+    vocabulary: int | None = None,
+    select: Select = "one",
+    per_prompt: int | None = None,
+    finished_only: bool = False,
+    correct_only: bool = False,
+    min_tokens: int = 1,
+    deduplicate: bool = True,
+    assume_eos: bool = False,
+    mixed_settings: bool = False,
+    exclude_prompts_of: Iterable[str | Path] = (),
+) -> TeacherData:
+    """The (prompt, completion) pairs of stores and lm-eval samples files; each is told by its content.
+
+    A samples file whose completions are all in the stores given is of the same run: it gives verdicts and the
+    problems that prompts were made of, not completions. Order: stores' completions by repeat and key, whichever
+    process wrote them when; then those of samples files, by file, document and repeat. Let a run end before
+    its store is read: its short completions come first.
+
+    Args:
+        paths: store folders or files, samples files, folders with any of these in them or below.
+        tokenizer: the student's; it must be the teacher's.
+        eos_ids: the student's EOS tokens. One is appended to a completion of a samples file that is told to
+            have ended by EOS: the tokenizer's own if it is among them, else the first.
+        vocabulary: number of the student's token ids; by default `len(tokenizer)`.
+        select: of each prompt's completions that pass the other checks: "one", the first repeat; "all"; or
+            "best", that with the largest self-reward.
+        per_prompt: with "all", the first so many repeats of a prompt; with "best", the so many best.
+        finished_only: keep those that ended by EOS or a stop string.
+        correct_only: keep those that the task's grader took; stores know no verdicts, samples files do.
+        min_tokens: shortest completion, tokens, EOS included.
+        deduplicate: keep one of equal completions of a prompt. Without it equal draws all count, as the law
+            of the completions has it; copies of one draw count once in any case.
+        assume_eos: where a samples file does not tell how completions ended, take it that EOS ended each, and
+            learn it. Wrong for a completion that a stop string or the length limit cut.
+        mixed_settings: allow completions of one model drawn in different ways (of several tasks, say). Another
+            seed alone is no other way.
+        exclude_prompts_of: evaluation sets that no prompt may occur in (`contamination.EvaluationSets`).
+
+    Raises:
+        TeacherDataError: an option is wrong; files are missing, empty, damaged, of several models or settings;
+            the tokenizer is not the teacher's; a prompt occurs in an evaluation set; nothing is left.
+    """
+    _check_options(select, per_prompt, min_tokens)
+    files = find_files(paths)
+    stored, logged = _read(files)
+    everything = [*stored, *(one for drawn in logged.values() for one in drawn)]
+    model = one_model(everything)
+    drawn = attach_verdicts(stored, logged)
+    config = shared_settings(drawn, mixed_settings)
+    _refuse_contaminated(drawn, exclude_prompts_of)
+
+    tally = Tally(drawn)
+    drawn = tally.drop("data-parallel padding", drawn, lambda one: one.is_padding)
+    copied = repetition()
+    drawn = tally.drop("read before (copies of one draw)", drawn, lambda one: copied(one.key))
+    if correct_only:
+        _require_verdicts(drawn)
+        drawn = tally.drop("without a verdict in the samples files", drawn, lambda one: one.correct is None)
+        drawn = tally.drop("graded wrong", drawn, lambda one: not one.correct)
+    encoder = Encoder(tokenizer, eos_ids, len(tokenizer) if vocabulary is None else vocabulary, assume_eos)
+    encoded = {one.key: encoder.sample(one) for one in drawn}
+    drawn = tally.drop("whose text the tokenizer does not give back", drawn, lambda one: encoded[one.key] is None)
+    samples = [sample for one in drawn if (sample := encoded[one.key]) is not None]
+    samples = tally.drop("without a token", samples, lambda sample: not sample.token_ids)
+    if deduplicate:
+        equal = repetition()
+        samples = tally.drop(
+            "equal to an earlier completion of the prompt", samples, lambda s: equal((s.prompt_ids, s.token_ids))
+        )
+    if finished_only:
+        _require_endings(samples)
+        samples = tally.drop("unfinished (cut by the length limit)", samples, lambda s: s.finish_reason == "length")
+    samples = tally.drop(f"shorter than {min_tokens} tokens", samples, lambda s: len(s.token_ids) < min_tokens)
+    chosen = _choose(samples, select, per_prompt)
+    samples = tally.drop(f"not chosen (select={select})", samples, lambda sample: sample not in chosen)
+    return TeacherData(
+        samples=tuple(samples),
+        counts=tally.finished(len(samples)),
+        first_dropped=tally.first,
+        model=model,
+        config=config,
+        files=tuple(map(str, files)),
+    )
+
+
+def _check_options(select: str, per_prompt: int | None, min_tokens: int) -> None:
+    if select not in get_args(Select):
+        raise TeacherDataError(f"select={select!r}: must be {' or '.join(get_args(Select))}")
+    for name, value in (("per_prompt", per_prompt), ("min_tokens", min_tokens)):
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not whole and not (name == "per_prompt" and value is None):
+            raise TeacherDataError(f"{name}={value!r}: must be a whole number >= 1")
+    if select == "one" and per_prompt not in (None, 1):
+        raise TeacherDataError(
+            f"per_prompt={per_prompt} with select=one, which takes one; for the first {per_prompt} of each prompt set "
+            "select=all, for the best select=best"
+        )
+
+
+def _read(files: Sequence[Path]) -> tuple[list[Drawn], dict[Path, list[Drawn]]]:
+    """(completions of all stores, those of each samples file)."""
+    stored: list[Drawn] = []
+    logged: dict[Path, list[Drawn]] = {}
+    for file in files:
+        kind = kind_of(file)
+        if kind == "store":
+            stored += read_store_lines(file)
+        elif kind == "samples":
+            logged[file] = read_samples(file)
+        elif kind is None:
+            logger.warning("%s: holds no whole line; left out", file)
+        else:
+            raise TeacherDataError(
+                f"{file}: is neither a store's file nor one of lm_eval --log_samples, by its first line; leave it out, "
+                "or name the files to read"
+            )
+    if not stored and not logged:
+        raise TeacherDataError(f"{', '.join(map(str, files))}: empty; nothing has been drawn yet")
+    # By repeat, so that of equal completions the first one drawn stays: were another kept, select=one would pass
+    # it over for the next repeat, and favour the rarer completions of a prompt.
+    return sorted(stored, key=lambda one: (one.repeat, one.key)), logged
+
+
+def _refuse_contaminated(drawn: Sequence[Drawn], exclude_prompts_of: Iterable[str | Path]) -> None:
+    sets = EvaluationSets(exclude_prompts_of)
+    prompts = {one.prompt: one for one in reversed(drawn)}
+    hits = []
+    for one in reversed(prompts.values()):
+        found = sets.find(one.prompt) or (one.problem and sets.find(one.problem))
+        if found:
+            hits.append(f"{one.where} ({one.prompt[:60]!r}) is {found}")
+    if hits:
+        raise TeacherDataError(
+            f"{len(hits)} of {len(prompts)} prompts occur in the evaluation sets of exclude_prompts_of: "
+            f"{'; '.join(hits[:_SHOWN_HITS])}{'; …' if len(hits) > _SHOWN_HITS else ''}. A student taught on them "
+            "cannot be judged by them: draw from other prompts"
+        )
+
+
+def _require_verdicts(drawn: Sequence[Drawn]) -> None:
+    """Raise `TeacherDataError` where verdicts are missing altogether; a store may hold more than was graded."""
+    unknown = [one for one in drawn if one.correct is None]
+    logged = [one for one in unknown if one.token_ids is None]
+    if logged:
+        raise TeacherDataError(
+            f"{logged[0].where}: correct_only needs a verdict for each completion: doc.lm_power.correct, as our tasks "
+            "log it, or acc or exact_match of a single completion; this line has none"
+        )
+    if len(unknown) == len(drawn):
+        raise TeacherDataError(
+            f"{drawn[0].where}: correct_only: a store holds no verdicts; give the samples files of the same run too "
+            "(lm_eval --output_path DIR --log_samples)"
+        )
+
+
+def _require_endings(samples: Sequence[Sample]) -> None:
+    unknown = next((sample for sample in samples if sample.finish_reason is None), None)
+    if unknown is not None:
+        raise TeacherDataError(
+            f"{unknown.where}: finished_only: the file does not tell how its completions ended; only --model power-hf "
+            "logs it. Leave finished_only out"
+        )
+
+
+def _choose(samples: Sequence[Sample], select: Select, per_prompt: int | None) -> set[Sample]:
+    """Those of each prompt that `read_teacher` keeps."""
+    groups: dict[tuple[int, ...], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.prompt_ids].append(sample)
+    most = per_prompt if select == "all" else per_prompt or 1
+    chosen: set[Sample] = set()
+    for group in groups.values():
+        chosen.update((sorted(group, key=_minus_self_reward) if select == "best" else group)[:most])
+    return chosen
+
+
+def _minus_self_reward(sample: Sample) -> float:
+    if sample.self_reward is None or not math.isfinite(sample.self_reward):
+        raise TeacherDataError(
+            f"{sample.where}: select=best: this completion has no self-reward; --model power-hf logs it for every "
+            "method. Take select=one or all"
+        )
+    return -sample.self_reward

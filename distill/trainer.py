@@ -1,0 +1,232 @@
+"""transformers' Trainer, with our batches, our loss and our model card."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import is_torch_bf16_gpu_available
+
+from lm_power.config import OptionError, check_names
+from lm_power.distill.loss import learnt_tokens, negative_log_likelihood
+from lm_power.distill.options import DistillConfig
+from lm_power.distill.windows import Batches, TrainingData, Window, collate, shuffled
+
+logger = logging.getLogger(__name__)
+
+_SET_BY = {
+    "output_dir": "output", "num_train_epochs": "epochs", "learning_rate": "learning_rate",
+    "lr_scheduler_type": "lr_scheduler", "warmup_steps": "warmup_ratio", "warmup_ratio": "warmup_ratio",
+    "weight_decay": "weight_decay", "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation", "gradient_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing": "gradient_checkpointing", "bf16": "precision", "fp16": "precision", "seed": "seed",
+    "data_seed": "seed", "logging_steps": "logging_steps", "save_steps": "save_steps", "eval_steps": "save_steps",
+    "report_to": "report_to", "push_to_hub": "push_to_hub", "hub_model_id": "push_to_hub",
+    "resume_from_checkpoint": "resume",
+}  # fmt: skip
+"""TrainingArguments that have an option of ours."""
+
+_FIXED = {
+    "auto_find_batch_size", "average_tokens_across_devices", "dataloader_drop_last", "eval_strategy",
+    "greater_is_better", "ignore_data_skip", "label_names", "label_smoothing_factor", "load_best_model_at_end",
+    "logging_first_step", "logging_strategy", "metric_for_best_model", "remove_unused_columns", "save_strategy",
+    "train_sampling_strategy",
+}  # fmt: skip
+"""TrainingArguments that would break what the trainer promises, or have no effect."""
+
+
+def training_arguments(config: DistillConfig) -> TrainingArguments:
+    """TrainingArguments of the options; sets up the devices and the processes.
+
+    Raises:
+        OptionError: `trainer` names what does not exist or has an option of its own, or a value is refused.
+    """
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    for name in config.trainer:
+        if name in _SET_BY:
+            raise OptionError(f"trainer={{{name!r}: …}}: has an option of its own: --{_SET_BY[name]}")
+        if name in _FIXED:
+            raise OptionError(f"trainer={{{name!r}: …}}: is fixed here; leave it out")
+        if name == "hub_token":
+            raise OptionError("trainer={'hub_token': …}: options are published with the result: use `hf auth login`")
+    check_names(config.trainer, sorted(known - _FIXED - set(_SET_BY)), "TrainingArgument")
+    on_cpu = config.trainer.get("use_cpu", _on_cpu())
+    # transformers renamed it in 5.2x and warns about the old name.
+    recompute = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    when = "epoch" if config.save_steps is None else "steps"
+    every = {} if config.save_steps is None else {"save_steps": config.save_steps, "eval_steps": config.save_steps}
+    ours: dict[str, Any] = {
+        "output_dir": config.output,
+        "num_train_epochs": config.epochs,
+        "learning_rate": config.peak_learning_rate,
+        "lr_scheduler_type": config.lr_scheduler,
+        "warmup_steps": config.warmup_ratio,  # below 1 it is a share of the steps
+        "weight_decay": config.weight_decay,
+        "per_device_train_batch_size": config.batch_size,
+        "per_device_eval_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        recompute: config.gradient_checkpointing,
+        "use_cpu": on_cpu,
+        "bf16": _bf16(config.precision, on_cpu),
+        "seed": config.seed,
+        "logging_steps": config.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a loss that is no number ends the run: see LossWatch
+        "save_strategy": when,
+        "eval_strategy": when if config.validation_share else "no",
+        **every,
+        "save_total_limit": 1,
+        "restore_callback_states_from_checkpoint": True,
+        "report_to": list(config.report_to) or "none",
+        "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,
+    }
+    if config.early_stopping is not None:
+        ours |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": False}
+    if config.push_to_hub is not None:
+        ours |= {"push_to_hub": True, "hub_model_id": config.push_to_hub, "hub_strategy": "end"}
+    try:
+        for reporter in get_reporting_integration_callbacks(list(config.report_to)):
+            reporter()  # raises if its package is missing, before anything is written
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise OptionError(f"report_to={' '.join(config.report_to)}: {error}") from error
+    try:
+        arguments = TrainingArguments(**{**ours, **config.trainer})
+        devices = arguments.n_gpu
+    except (TypeError, ValueError, ImportError) as error:
+        raise OptionError(f"transformers refuses these options: {error}") from error
+    if devices > 1:
+        # Without a launcher transformers would split each batch over all devices in one process (DataParallel),
+        # which neither scales nor keeps the loss.
+        logger.warning("%d devices are visible, one is used; for all of them: accelerate launch -m …", devices)
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _on_cpu() -> bool:
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return asked or not torch.accelerator.is_available()
+
+
+def _bf16(precision: str, on_cpu: bool) -> bool:
+    """Whether to compute in bfloat16; with "auto" where the hardware has it, which CPUs mostly emulate."""
+    return precision == "bf16" or (precision == "auto" and not on_cpu and is_torch_bf16_gpu_available())
+
+
+class DistillTrainer(Trainer):
+    """A Trainer whose losses are means over completion tokens, in training over each global batch.
+
+    Args:
+        config: options.
+        data: what to learn from.
+        card: makes the model card, when it is asked for.
+        arguments: for `Trainer`: model, args, callbacks …
+    """
+
+    def __init__(self, config: DistillConfig, data: TrainingData, card: Callable[[], str], **arguments: Any) -> None:
+        self._config, self._data, self._card = config, data, card
+        super().__init__(
+            train_dataset=data.train,
+            eval_dataset=data.validation or None,
+            data_collator=collate,
+            compute_loss_func=_batch_loss,
+            **arguments,
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's batches; the order of an epoch depends on its number and the seed alone."""
+
+        def order() -> list[int]:
+            return shuffled(len(self._data.train), self._config.seed, int(self.state.epoch or 0))
+
+        return self._loader(self._data.train, self._config.batch_size, self._config.gradient_accumulation, order)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """This process's share of the held-out windows."""
+        windows = self._data.validation
+        return self._loader(windows, self.args.per_device_eval_batch_size, 1, lambda: range(len(windows)))
+
+    def evaluation_loop(self, dataloader: DataLoader, *arguments: Any, **options: Any) -> EvalLoopOutput:
+        """`eval_loss`: −log p a token, mean over all completion tokens held out, whatever the batches."""
+        model: Any = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        model.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        nats, tokens = 0.0, 0
+        for inputs in dataloader:
+            inputs = self._prepare_inputs(inputs)
+            labels = inputs.pop("labels")
+            with torch.no_grad(), self.compute_loss_context_manager():
+                nats += negative_log_likelihood(model(**inputs).logits, labels).item()
+            tokens += learnt_tokens(labels)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        shares = gather_object([(nats, tokens)])
+        loss = math.fsum(nats for nats, _ in shares) / sum(tokens for _, tokens in shares)
+        metrics = {f"{options.get('metric_key_prefix', 'eval')}_loss": loss}
+        return EvalLoopOutput(np.empty(0), None, metrics, len(self._data.validation))
+
+    def create_model_card(self, *arguments: Any, **options: Any) -> None:
+        """Our own card, also when Trainer uploads the folder."""
+        if self.is_world_process_zero():
+            (Path(str(self.args.output_dir)) / "README.md").write_text(self._card(), encoding="utf-8")
+
+    def _loader(
+        self, windows: Sequence[Window], batch_size: int, accumulation: int, order: Callable[[], Sequence[int]]
+    ) -> DataLoader:
+        # Not accelerate's loader: it would repeat windows to fill the last batches of an epoch, and forgets the
+        # epoch's number where several processes resume in the middle of one.
+        batches = Batches(
+            [len(window) for window in windows], batch_size, accumulation,
+            self.args.world_size, self.args.process_index, order,
+        )  # fmt: skip
+        return DataLoader(windows, batch_sampler=batches, collate_fn=collate)  # type: ignore[arg-type]
+
+
+def _batch_loss(
+    outputs: CausalLMOutputWithPast, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
+) -> torch.Tensor:
+    """This batch's share of the global batch's loss: its −Σ log p over the completion tokens of all batches.
+
+    Trainer counts those tokens over all processes, and multiplies by their number what DDP then averages.
+    """
+    assert outputs.logits is not None
+    return negative_log_likelihood(outputs.logits, labels) / num_items_in_batch
+
+
+class LossWatch(TrainerCallback):
+    """Logs the last step too, and ends a run whose loss is not a number: nothing can be learnt after that."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> TrainerControl:
+        """Ask for a log entry at the last step."""
+        control.should_log |= state.global_step >= state.max_steps
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **others: Any,
+    ) -> None:
+        """Raise `OptionError` if the loss is not finite."""
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise OptionError(
+                f"learning_rate={args.learning_rate:g}: the loss is {loss} at step {state.global_step}; lower it, or "
+                "check the data; checkpoints of earlier steps are in the output folder"
+            )

@@ -1,0 +1,192 @@
+"""What is learnt: token windows of prompt and completion, and how they are batched."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+from lm_power.config import OptionError
+from lm_power.distill.teacher import Sample
+
+IGNORED = -100
+"""Label of a token that is not learnt, as in torch's cross-entropy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Tokens to train on.
+
+    Attributes:
+        input_ids: a prompt, and the beginning or all of its completion.
+        prompt_length: tokens of the prompt, ≥ 1: they are read, not learnt.
+    """
+
+    input_ids: tuple[int, ...]
+    prompt_length: int
+
+    def __len__(self) -> int:
+        """Tokens in all."""
+        return len(self.input_ids)
+
+    @property
+    def learnt(self) -> int:
+        """Tokens of the completion."""
+        return len(self) - self.prompt_length
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """Windows to learn from, and what became of the samples.
+
+    Attributes:
+        train: windows to learn from.
+        validation: windows of other prompts, for a loss only.
+        truncated: samples whose completion was cut at the end of the window.
+        crowded_out: samples dropped since the prompt alone fills the window.
+        samples: how many there were.
+    """
+
+    train: tuple[Window, ...]
+    validation: tuple[Window, ...]
+    truncated: int
+    crowded_out: int
+    samples: int
+
+    def digest(self) -> str:
+        """16 hex digits over every window, in order."""
+        digest = hashlib.blake2b(digest_size=8)
+        for part in (self.train, self.validation):
+            digest.update(f"{len(part)};".encode())
+            for window in part:
+                digest.update(f"{window.prompt_length}:{window.input_ids};".encode())
+        return digest.hexdigest()
+
+
+def window_of(sample: Sample, max_length: int) -> Window | None:
+    """The first `max_length` tokens of prompt and completion; None if no completion token is among them.
+
+    A completion that is cut loses its end, and with it the EOS: a cut is not learnt as an end.
+    """
+    if not sample.prompt_ids or not sample.token_ids or len(sample.prompt_ids) >= max_length:
+        return None
+    ids = (*sample.prompt_ids, *sample.token_ids)[:max_length]
+    return Window(ids, len(sample.prompt_ids))
+
+
+def training_data(samples: Sequence[Sample], max_length: int, validation_share: float, seed: int) -> TrainingData:
+    """Windows of the samples; a share of the *prompts*, drawn by `seed`, is held out with all their completions.
+
+    Raises:
+        OptionError: nothing is left to learn from.
+    """
+    windows = [(sample, window_of(sample, max_length)) for sample in samples]
+    kept = [(sample.prompt_ids, window) for sample, window in windows if window is not None]
+    if not kept:
+        shortest = min((len(sample.prompt_ids) for sample in samples), default=0)
+        raise OptionError(
+            f"max_length={max_length}: leaves no completion to learn from: the shortest of {len(samples)} prompts "
+            f"has {shortest} tokens; raise max_length"
+        )
+    held_out = _held_out([prompt for prompt, _ in kept], validation_share, seed)
+    return TrainingData(
+        train=tuple(window for prompt, window in kept if prompt not in held_out),
+        validation=tuple(window for prompt, window in kept if prompt in held_out),
+        truncated=sum(
+            window is not None and len(window) < len(sample.prompt_ids) + len(sample.token_ids)
+            for sample, window in windows
+        ),
+        crowded_out=len(windows) - len(kept),
+        samples=len(samples),
+    )
+
+
+def _held_out(prompts: Sequence[tuple[int, ...]], share: float, seed: int) -> set[tuple[int, ...]]:
+    distinct = sorted(set(prompts))
+    if not share:
+        return set()
+    if len(distinct) < 2:
+        raise OptionError(f"validation_share={share:g}: needs two prompts at least, the data have {len(distinct)}")
+    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
+    return set(random.Random(seed).sample(distinct, count))
+
+
+def collate(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
+    """Windows side by side, padded on the right: input_ids, attention_mask and labels, int64 [rows, tokens].
+
+    Labels are the token ids, `IGNORED` at prompt and padding. No window at all gives one row that teaches
+    nothing: what a process computes while others are on the last windows of an epoch.
+    """
+    width = max((len(window) for window in windows), default=2)
+    rows = max(len(windows), 1)
+    batch = {
+        "input_ids": torch.zeros(rows, width, dtype=torch.long),
+        "attention_mask": torch.zeros(rows, width, dtype=torch.long),
+        "labels": torch.full((rows, width), IGNORED),
+    }
+    for row, window in enumerate(windows):
+        batch["input_ids"][row, : len(window)] = torch.tensor(window.input_ids)
+        batch["attention_mask"][row, : len(window)] = 1
+        batch["labels"][row, window.prompt_length : len(window)] = batch["input_ids"][
+            row, window.prompt_length : len(window)
+        ]
+    if not windows:
+        batch["attention_mask"][:] = 1
+    return batch
+
+
+class Batches(Sampler[list[int]]):
+    """The batches of one process: places of windows in the data, some of one global batch after the other.
+
+    A global batch has `batch_size · accumulation · processes` windows: it is what one optimiser step learns
+    from. The order of an epoch depends on (seed, epoch) alone, so that any number of processes with global
+    batches of one size take the same steps. Within a global batch windows go by length, which changes nothing
+    in its loss and spares padding. Where the last one does not fill every process, some batches are empty.
+
+    Args:
+        lengths: of the windows, tokens.
+        batch_size: windows a process computes at once.
+        accumulation: batches of a process in one global batch.
+        processes: how many there are.
+        rank: which one this is, from 0.
+        order: called at the beginning of each epoch: the places of all windows.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        accumulation: int,
+        processes: int,
+        rank: int,
+        order: Callable[[], Sequence[int]],
+    ) -> None:
+        self.lengths, self.batch_size, self.accumulation = lengths, batch_size, accumulation
+        self.processes, self.rank, self.order = processes, rank, order
+
+    def __len__(self) -> int:
+        """Batches of this process in an epoch; the same for all processes."""
+        return math.ceil(len(self.lengths) / (self.batch_size * self.processes))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches of an epoch."""
+        order = self.order()
+        at_once = self.batch_size * self.processes
+        size = at_once * self.accumulation
+        for start in range(0, len(order), size):
+            chunk = sorted(order[start : start + size], key=lambda place: (-self.lengths[place], place))
+            for first in range(0, len(chunk), at_once):
+                mine = first + self.rank * self.batch_size
+                yield list(chunk[mine : mine + self.batch_size])
+
+
+def shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    """0 … count−1 in an order that (seed, epoch) decide."""
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order

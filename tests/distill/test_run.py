@@ -1,0 +1,278 @@
+"""A run from options to a folder that loads everywhere; nothing is overwritten; rounds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from distilling import PROMPTS, losses, options, run, sample_store, save_model
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lm_power import PowerSampler
+from lm_power.config import OptionError
+from lm_power.distill.command import main
+from lm_power.distill.teacher import TeacherDataError
+from lm_power.store import read_store
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@torch.no_grad()
+def logits(model, prompt=((1, 5, 9, 7),)) -> torch.Tensor:
+    return model(torch.tensor(prompt)).logits
+
+
+def test_adapter_loads_in_peft_in_the_sampler_and_merges(tiny: str, finished) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny)
+    plain = logits(base)
+    adapted = PeftModel.from_pretrained(base, str(finished))
+    expected = logits(adapted)
+    assert (expected - plain).abs().max() > 0.1, "nothing was learnt"
+    sampler = PowerSampler.from_pretrained(tiny, device="cpu", dtype="float32", peft=str(finished))
+    torch.testing.assert_close(logits(sampler.backend.model), expected)
+    assert sampler.generate(["ab"], method="standard", max_new_tokens=4)[0][0].token_ids
+    torch.testing.assert_close(logits(adapted.merge_and_unload()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_training_raises_the_likelihood_of_the_data(finished) -> None:
+    first, *_, last = losses(finished)
+    assert last < first - 0.1
+
+
+def test_folder_has_all_that_was_done(tiny: str, store: str, finished) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "distill.json", "distill.yaml", "loss.png",
+        "tokenizer.json", "training_log.json",
+    } <= names  # fmt: skip
+    record = json.loads((finished / "distill.json").read_text())
+    teacher = next(read_store(store))["model"]
+    assert record["teacher"]["model"] == teacher
+    assert record["teacher"]["start"] == "same"
+    assert record["teacher"]["counts"] == {"read": PROMPTS, "kept": PROMPTS}
+    assert record["round"] == 1 and record["previous"] == []
+    assert record["data"]["learnt_tokens"] == sum(len(line["token_ids"]) for line in read_store(store))
+    assert record["results"]["steps"] == 2 * 4
+    assert yaml.safe_load((finished / "distill.yaml").read_text())["model"] == tiny
+    assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")
+    tokenizer = AutoTokenizer.from_pretrained(finished)
+    assert tokenizer("abc?")["input_ids"] == AutoTokenizer.from_pretrained(tiny)("abc?")["input_ids"]
+
+
+def test_model_card_has_front_matter_for_the_hub(finished) -> None:
+    """Without a base_model: a folder's name is no repository of the hub."""
+    card = ModelCard.load(finished / "README.md")
+    assert card.data.library_name == "peft"
+    assert {"lora", "power-sampling"} <= set(card.data.tags)
+    assert card.data.base_model is None
+    for part in ("temperature", "nats a token", "lm_eval --model power-hf", "our choice", "transformers |"):
+        assert part in card.text
+
+
+def test_resolved_options_repeat_the_run(finished, tmp_path) -> None:
+    arguments = ["--config", str(finished / "distill.yaml"), "--output", str(tmp_path / "again")]
+    assert main(arguments) == 0
+    assert losses(tmp_path / "again") == losses(finished)
+    assert "--config" in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_another_run_s_folder_is_not_touched(tiny: str, store: str, finished, tmp_path) -> None:
+    before = snapshot(finished)
+    with pytest.raises(OptionError, match="holds a finished run; nothing is overwritten"):
+        run(tiny, store, finished)
+    assert snapshot(finished) == before
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OptionError, match="is not empty"):
+        run(tiny, store, tmp_path)
+    with pytest.raises(OptionError, match="is a file"):
+        run(tiny, store, tmp_path / "notes.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_nothing_is_left_behind_by_a_run_that_could_not_start(tiny: str, tmp_path) -> None:
+    """Bad data are found before the output folder is made: the corrected command just works."""
+    with pytest.raises(TeacherDataError):
+        run(tiny, str(tmp_path / "no store"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_resuming_a_finished_run_says_so(tiny: str, store: str, finished, capsys) -> None:
+    before = snapshot(finished)
+    run(tiny, store, finished, resume=True)
+    assert "is finished" in capsys.readouterr().out
+    assert snapshot(finished) == before
+
+
+def test_resuming_nothing_is_an_error(tiny: str, store: str, tmp_path) -> None:
+    with pytest.raises(OptionError, match="holds no run to resume"):
+        run(tiny, store, tmp_path / "nothing", resume=True)
+
+
+def unfinished(finished: Path, tmp_path: Path) -> Path:
+    """A run that was killed before it could keep anything but its beginning."""
+    folder = tmp_path / "unfinished"
+    folder.mkdir()
+    record = json.loads((finished / "distill.json").read_text())
+    (folder / "distill.json").write_text(json.dumps({**record, "results": None}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"epochs": 3}, "epochs=3.0: this run was started with 2.0"),
+        ({"lora_r": 8}, "lora_r=8"),
+        ({"max_length": 6}, "max_length=6"),
+        ({"trainer": {"max_grad_norm": 2}}, "trainer="),
+    ],
+)
+def test_resuming_with_other_options_is_refused(changes: dict, told: str, tiny, store, finished, tmp_path) -> None:
+    with pytest.raises(OptionError, match=told):
+        run(tiny, store, unfinished(finished, tmp_path), resume=True, **changes)
+
+
+def test_resuming_with_other_data_is_refused(tiny: str, finished, tmp_path) -> None:
+    grown = sample_store(tmp_path / "store", tiny, prompts=PROMPTS + 1)
+    with pytest.raises(OptionError, match="data: are not those"):
+        run(tiny, grown, unfinished(finished, tmp_path), resume=True)
+
+
+def test_a_run_without_a_checkpoint_begins_again(tiny: str, store: str, finished, tmp_path) -> None:
+    """And a checkpoint that was being written when the run was killed is passed over."""
+    folder = unfinished(finished, tmp_path)
+    torn = folder / "checkpoint-4"
+    torn.mkdir()
+    (torn / "adapter_model.safetensors").write_bytes(b"half")
+    run(tiny, store, folder, resume=True, logging_steps=3)
+    assert (folder / "adapter_model.safetensors").read_bytes() == (finished / "adapter_model.safetensors").read_bytes()
+
+
+def test_rounds_carry_their_provenance_on(tiny: str, store: str, finished, tmp_path) -> None:
+    """Sampled from round 1, and going on from it: round 2, whose teacher is recognised as its own start."""
+    second = sample_store(tmp_path / "store", tiny, peft=str(finished))
+    record = run(tiny, second, tmp_path / "two", lora_r=32, adapter=str(finished), epochs=1)
+    assert record["round"] == 2
+    assert record["teacher"]["start"] == "same"
+    assert [earlier["teacher"]["model"] for earlier in record["previous"]] == [next(read_store(store))["model"]]
+    assert PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), str(tmp_path / "two"))
+    assert "Earlier rounds" in (tmp_path / "two" / "README.md").read_text()
+    # From the base again, on the same samples: still a second round, but the teacher is another model.
+    record = run(tiny, second, tmp_path / "fresh", epochs=1)
+    assert (record["round"], record["teacher"]["start"]) == (2, "another")
+
+
+def test_full_fine_tuning_writes_a_model(tiny: str, store: str, tmp_path) -> None:
+    """An ordinary folder, whose config is the base's: Trainer would leave the cache switched off."""
+    out = tmp_path / "out"
+    record = run(tiny, store, out, full=True, lora_r=32, learning_rate=None)
+    assert record["learning_rate"] == 1e-5
+    before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny, out))
+    assert all(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert after.config.use_cache and not (out / "adapter_config.json").exists()
+    assert ModelCard.load(out / "README.md").data.library_name == "transformers"
+    assert PowerSampler.from_pretrained(str(out), device="cpu").generate(["ab"], method="standard", max_new_tokens=4)
+
+
+def test_early_stopping_keeps_the_best(tiny: str, store: str, tmp_path) -> None:
+    """A learning rate that overfits at once: it stops, and what is kept is the best checkpoint."""
+    out = tmp_path / "out"
+    record = run(tiny, store, out, validation_share=0.3, early_stopping=2, epochs=30, learning_rate=0.05)
+    validation = dict(record["results"]["loss"]["validation"][1:])
+    kept = record["results"]["kept_step"]
+    assert record["results"]["epochs"] < 30
+    assert validation[kept] == min(validation.values())
+    best = (out / f"checkpoint-{kept}" / "adapter_model.safetensors").read_bytes()
+    assert (out / "adapter_model.safetensors").read_bytes() == best
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tiny: str, store: str, tmp_path) -> None:
+    """Trainer would log the mean of earlier losses in its place, and save an adapter of NaN."""
+    with pytest.raises(OptionError, match="the loss is nan at step"):
+        run(tiny, store, tmp_path / "out", learning_rate=1e30, warmup_ratio=0, trainer={"max_grad_norm": 0})
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"trainer": {"learning_rate": 1}}, "--learning_rate"),
+        ({"trainer": {"group_by_lengt": 1}}, "unknown TrainingArgument 'group_by_lengt'"),
+        ({"trainer": {"hub_token": "secret"}}, "hf auth login"),
+        ({"trainer": {"label_smoothing_factor": 0.1}}, "is fixed here"),
+        ({"lr_scheduler": "zigzag"}, "zigzag"),
+        ({"report_to": ["nowhere"]}, "nowhere"),
+        ({"max_length": 3}, "max_length=3: leaves no completion"),
+        ({"output": "/proc/no/folder"}, "output=/proc/no/folder: cannot be written"),
+    ],
+)
+def test_what_is_refused_before_anything_is_written(changes: dict, told: str, tiny: str, store: str, tmp_path) -> None:
+    with pytest.raises(OptionError, match=told):
+        run(tiny, store, **{"output": tmp_path / "out", **changes})
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_beyond_the_model_s_positions_are_refused(tiny: str, store: str, tmp_path) -> None:
+    """Left to itself, a model with rotary positions would compute on, unlike anything it was trained for."""
+    short = save_model(tmp_path / "short", max_position_embeddings=10)
+    with pytest.raises(OptionError, match=r"the model has 10 positions, .* set max_length=10"):
+        run(short, store, tmp_path / "out")
+
+
+def test_push_to_hub_goes_trainer_s_way_with_our_card(tiny: str, store: str, tmp_path, monkeypatch) -> None:
+    """Nothing leaves this machine: the hub's client is a stand-in that notes what it is asked."""
+    import transformers.trainer as module
+
+    uploads = []
+
+    class Hub:
+        def create_repo(self, repo_id, **others):
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, **request):
+            uploads.append((request["repo_id"], snapshot(Path(request["folder_path"])), request["ignore_patterns"]))
+
+    monkeypatch.setattr(module, "hf_api", Hub)
+    out = tmp_path / "out"
+    run(tiny, store, out, epochs=1, push_to_hub="me/pocket")
+    ((repository, files, ignored),) = uploads
+    assert repository == "me/pocket"
+    assert b"power-sampling" in files[str(out / "README.md")]
+    assert str(out / "adapter_model.safetensors") in files and "checkpoint-*" in ignored
+
+
+def test_tensorboard_reports(tiny: str, store: str, tmp_path) -> None:
+    pytest.importorskip("tensorboard")
+    run(tiny, store, tmp_path / "out", epochs=1, report_to=["tensorboard"])
+    assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
+
+
+def test_command_prints_settings_and_what_to_do_next(tiny: str, store: str, tmp_path, capsys) -> None:
+    given = options(tiny, store, tmp_path / "out", epochs=1)
+    arguments = [
+        part
+        for name, value in given.items()
+        for part in (
+            f"--{name}",
+            json.dumps(value) if name == "trainer" else value[0] if name == "data" else str(value),
+        )
+    ]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    for part in (
+        "global batch",
+        "q_proj, k_proj",
+        "training loss",
+        "lm_eval --model hf --model_args",
+        f"peft={tmp_path}",
+    ):
+        assert part in printed
+    assert main(arguments) == 2
+    refused = capsys.readouterr()
+    assert "holds a finished run" in refused.err and "Traceback" not in refused.err

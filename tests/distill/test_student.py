@@ -1,0 +1,146 @@
+"""The model to train: which layers, which start, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+import transformers as tf
+from distilling import run, sample_store, save_model
+from models import CONFIGS, make_model
+
+from lm_power.config import OptionError
+from lm_power.distill.options import DistillConfig
+from lm_power.distill.student import PROJECTIONS, load_student, target_modules
+from lm_power.fingerprint import fingerprint
+
+SMALL = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+NAMED_OTHERWISE = {
+    "gpt2": (tf.GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4), {"c_attn", "c_proj", "c_fc"}),
+    "gpt_neox": (
+        tf.GPTNeoXConfig(**SMALL, intermediate_size=48),
+        {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},
+    ),
+    "phi": (tf.PhiConfig(**SMALL, intermediate_size=48), {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}),
+    # Its experts are three-dimensional parameters, not layers, and its router must not be adapted.
+    "mixtral": (
+        tf.MixtralConfig(**SMALL, intermediate_size=48, num_key_value_heads=2, num_local_experts=2),
+        {"q_proj", "k_proj", "v_proj", "o_proj"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_target_modules_of_served_architectures(name: str) -> None:
+    """The paper's seven projections, where the architecture has not fused them; never the output layer."""
+    fused = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+    assert set(target_modules(make_model(name))) == (fused if name.startswith("phi3") else set(PROJECTIONS))
+
+
+@pytest.mark.parametrize("name", NAMED_OTHERWISE)
+def test_target_modules_under_other_names(name: str) -> None:
+    config, expected = NAMED_OTHERWISE[name]
+    assert set(target_modules(tf.AutoModelForCausalLM.from_config(config))) == expected
+
+
+def student(model: str, dtype: torch.dtype = torch.float32, **options):
+    return load_student(DistillConfig(model=model, data=("unused",), output="unused", **options), dtype)
+
+
+def test_the_teacher_is_recognised_in_the_dtype_it_sampled_in(tiny: str) -> None:
+    """A fingerprint covers the dtype: a bfloat16 teacher of a float32 checkpoint is the same model."""
+    ours = student(tiny)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        teacher = fingerprint(tf.AutoModelForCausalLM.from_pretrained(tiny, dtype=dtype))
+        assert ours.compare(f"any name@{teacher}") == "same"
+    assert ours.compare("tiny@0123456789abcdef") == "another"
+    assert ours.compare("tiny") == ours.compare(None) == "untold"
+
+
+def test_weights_that_were_rounded_cannot_rule_a_teacher_out(tiny: str) -> None:
+    """Loaded in bfloat16, a float32 checkpoint may or may not be what a float32 teacher had."""
+    rounded = student(tiny, torch.bfloat16)
+    for dtype, verdict in ((torch.bfloat16, "same"), (torch.float32, "unknown")):
+        teacher = fingerprint(tf.AutoModelForCausalLM.from_pretrained(tiny, dtype=dtype))
+        assert rounded.compare(f"name@{teacher}") == verdict
+
+
+def test_a_checkpoint_in_bfloat16_can_be_compared_in_any_dtype(tmp_path) -> None:
+    folder = save_model(tmp_path / "model")
+    tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    ours = student(folder, torch.bfloat16)
+    teacher = fingerprint(tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    assert ours.compare(f"name@{teacher}") == "same"
+    assert ours.compare("name@0123456789abcdef") == "another"
+
+
+def test_adapter_weights_are_float32_whatever_the_base(tiny: str) -> None:
+    """In bfloat16 small updates would be lost."""
+    model = student(tiny, torch.bfloat16).model
+    dtypes = {weight.requires_grad: weight.dtype for weight in model.parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+
+
+def test_an_adapter_for_another_base_is_refused(tiny: str, store: str, finished, tmp_path) -> None:
+    other = save_model(tmp_path / "other", seed=1)
+    with pytest.raises(OptionError, match="another base"):
+        run(other, store, tmp_path / "out", lora_r=32, adapter=str(finished))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_base_elsewhere_is_no_other_base(tiny: str, finished, tmp_path) -> None:
+    """It is the weights that count, where a record of them is there."""
+    moved = shutil.copytree(tiny, tmp_path / "moved")
+    assert student(str(moved), adapter=str(finished)).target_modules
+
+
+def test_adapters_of_other_programs_are_judged_by_name_and_shape(tiny: str, finished, tmp_path) -> None:
+    """Without our record: the base's name, then whether every weight finds its place."""
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(finished / name, foreign)
+    assert student(tiny, adapter=str(foreign)).target_modules
+
+    def rename(base: str) -> None:
+        settings = json.loads((foreign / "adapter_config.json").read_text())
+        (foreign / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
+
+    rename("someone/else")
+    with pytest.raises(OptionError, match="someone/else"):
+        student(tiny, adapter=str(foreign))
+    for change in ({"num_hidden_layers": 1}, {"num_hidden_layers": 3}, {"intermediate_size": 40}):
+        other = save_model(tmp_path / str(change), **change)
+        rename(other)
+        with pytest.raises(OptionError, match="adapter="):
+            student(other, adapter=str(foreign))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"model": "no/such/folder"}, "model=no/such/folder: cannot be loaded"),
+        ({"adapter": "no/such/folder"}, "holds no PEFT adapter"),
+        ({"target_modules": ("nothing",)}, "target_modules=nothing: .*linear layers: .*q_proj"),
+    ],
+)
+def test_what_cannot_be_loaded(tiny: str, options: dict, told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        student(**{"model": tiny, **options})
+
+
+def test_a_model_that_is_no_causal_lm(tmp_path) -> None:
+    tf.T5Config().save_pretrained(tmp_path)
+    with pytest.raises(OptionError, match="causal LM"):
+        student(str(tmp_path))
+
+
+def test_another_teacher_is_noticed_and_recorded(tiny: str, tmp_path, capsys) -> None:
+    other = save_model(tmp_path / "other", seed=1)
+    store = sample_store(tmp_path / "store", other, prompts=3)
+    record = run(tiny, store, tmp_path / "out", epochs=1)
+    assert record["teacher"]["start"] == "another"
+    assert f"Notice: the teacher {other}@" in capsys.readouterr().out
+    assert "no: the teacher had other weights" in (tmp_path / "out" / "README.md").read_text()
