@@ -18,6 +18,9 @@ class Stats:
         tokens_decoded: tokens decoded for it, rejected work included.
         tokens_reused: tokens of earlier decodes that proposals took over unchanged (their kept prefixes).
         seconds: wall-clock from its start on the engine to its end, shared with the rows beside it.
+        rejected_early: proposals that were rejected before they were terminal; what they would have
+            decoded is not known.
+        tokens_coupled: those of `tokens_reused` that coupled resume kept beyond the cuts.
     """
 
     proposals: int = 0
@@ -25,6 +28,8 @@ class Stats:
     tokens_decoded: int = 0
     tokens_reused: int = 0
     seconds: float = 0.0
+    rejected_early: int = 0
+    tokens_coupled: int = 0
 
     @property
     def acceptance_rate(self) -> float | None:

@@ -9,13 +9,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from lm_power.chains import EMPTY_STATE, Info, State, Stream, make_chain
+from lm_power.chains import EMPTY_STATE, Chain, Info, Move, State, Stream, make_chain
 from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine import Engine, HFBackend, StopStrings
 from lm_power.engine.memory import rows_that_fit
 from lm_power.progress import Progress, progress_bar
-from lm_power.records import FinishedBy, Request, Segment
+from lm_power.records import FinishedBy, Segment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -243,22 +243,24 @@ class PowerSampler:
                 engine.load(row, jobs[index].prompt_ids)
                 stream = Stream.for_request(config.seed, jobs[index].prompt_ids, jobs[index].repeat)
                 run = running[row] = _Run(index, stream, chain.propose(EMPTY_STATE, stream))
-                engine.submit(row, run.request)
+                assert run.move.request is not None
+                engine.submit(row, run.move.request)
             for row, segment in engine.step():
                 run = running[row]
-                before = run.state
-                run.state, info = chain.advance(before, run.request, segment)
-                run.count(before, info, segment)
+                info = run.advance(chain, segment)
                 progress.settled(info, len(segment.tokens))
-                if run.state.done:
+                engine.settle(row, info.accepted)
+                while not run.state.done:
+                    run.move = chain.propose(run.state, run.stream)
+                    if run.move.request is not None:
+                        engine.submit(row, run.move.request)
+                        break
+                    progress.settled(run.advance(chain, None), 0)
+                else:
                     del running[row]
                     idle.append(row)
                     progress.finished()
                     yield run.index, self._completion(run, engine.stops)
-                else:
-                    engine.settle(row, info.accepted)
-                    run.request = chain.propose(run.state, run.stream)
-                    engine.submit(row, run.request)
             progress.show(running=len(running))
 
     def _completion(self, run: _Run, stops: StopStrings) -> Completion:
@@ -283,30 +285,45 @@ class PowerSampler:
 
 @dataclasses.dataclass
 class _Run:
-    """A job on a row: its chain's state, the request being decoded, and the costs so far."""
+    """A job on a row: its chain's state, the move being made, and the costs so far."""
 
     index: int
     stream: Stream
-    request: Request
+    move: Move
     state: State = EMPTY_STATE
     proposals: int = 0
     accepted: int = 0
+    rejected_early: int = 0
     decoded: int = 0
     reused: int = 0
+    coupled: int = 0
     steps: list[tuple[int, int, int, int]] = dataclasses.field(default_factory=list)  # columns of `Steps`
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def count(self, before: State, info: Info, segment: Segment) -> None:
-        self.decoded += len(segment.tokens)
-        if info.proposed:
+    def advance(self, chain: Chain, segment: Segment | None) -> Info:
+        before, move = self.state, self.move
+        self.state, info = chain.advance(before, move, segment)
+        self.decoded += len(segment.tokens) if segment is not None else 0
+        if move.cut is not None:
+            kept = len(before) if move.request is None else move.request.keep
             self.proposals += 1
             self.accepted += info.accepted
-            self.reused += self.request.keep
-            self.steps.append((before.stage, self.request.keep, len(before), int(info.accepted)))
+            self.rejected_early += segment is not None and segment.finished_by is None
+            self.reused += kept
+            self.coupled += kept - move.cut
+            self.steps.append((before.stage, move.cut, len(before), int(info.accepted)))
+        return info
 
     def stats(self) -> Stats:
-        seconds = time.perf_counter() - self.started
-        return Stats(self.proposals, self.accepted, self.decoded, self.reused, seconds)
+        return Stats(
+            proposals=self.proposals,
+            accepted=self.accepted,
+            tokens_decoded=self.decoded,
+            tokens_reused=self.reused,
+            seconds=time.perf_counter() - self.started,
+            rejected_early=self.rejected_early,
+            tokens_coupled=self.coupled,
+        )
 
 
 def find_eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:

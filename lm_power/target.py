@@ -44,6 +44,24 @@ def log_proposal(log_p: Tensor, beta: float | Tensor) -> Tensor:
     return torch.log_softmax(_scaled(log_p, beta), dim=-1)
 
 
+def exclude(log_q: Tensor, tokens: Tensor) -> Tensor:
+    """`log q(v | v ≠ token)`, up to a constant a row: its largest entry is 0.
+
+    Being relative to the likeliest token that is left, it is as exact where q(token) is next to 1, and all the
+    others would underflow, as anywhere else. Where no other token is possible, q is handed back.
+
+    Args:
+        log_q: [rows, vocabulary] nats.
+        tokens: [rows] int64, one excluded token a row.
+
+    Returns:
+        [rows, vocabulary] nats, not normalised; `draw` takes it so.
+    """
+    rest = log_q.scatter(-1, tokens[:, None], -torch.inf)
+    top = rest.amax(dim=-1, keepdim=True)
+    return torch.where(top == -torch.inf, log_q, rest - top)
+
+
 def draw(log_q: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse-CDF draw: the first token whose cumulated q exceeds u.
 

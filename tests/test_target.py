@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_power.target import draw, log_normalizer, log_probabilities, log_proposal
+from lm_power.target import draw, exclude, log_normalizer, log_probabilities, log_proposal
 
 BELOW_ONE = math.nextafter(1.0, 0.0)
 
@@ -50,6 +50,29 @@ def test_excluded_tokens_are_never_drawn(excluded: list[int], dtype: torch.dtype
     drawn = draw_all(log_q, grid)
     assert set(drawn) == set(range(4)) - set(excluded)
     assert drawn == sorted(drawn)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("gap", [1.0, 20.0, 500.0])
+def test_the_law_without_a_token_is_exact_even_where_it_had_nearly_all_mass(gap: float, dtype: torch.dtype) -> None:
+    """Guards coupled resume where q(x_j) is next to 1: the others underflow in exp, and 1 − q(x_j) is all rounding."""
+    rest = torch.tensor([0.3, -1.0, 0.1, -0.4], dtype=dtype)
+    log_q = log_probabilities(torch.cat([rest[:2], rest.max()[None] + gap, rest[2:]]))
+    law = exclude(log_q[None], torch.tensor([2]))[0].double().softmax(-1)
+    assert law[2] == 0
+    expected = rest.double().softmax(-1)
+    torch.testing.assert_close(
+        law[[0, 1, 3, 4]], expected, rtol=1e-3 if gap > 100 and dtype is torch.float32 else 1e-5, atol=0
+    )
+    drawn = draw_all(exclude(log_q[None], torch.tensor([2]))[0], [(k + 0.5) / 1000 for k in range(1000)])
+    assert set(drawn) == {0, 1, 3, 4}
+
+
+def test_where_no_other_token_is_possible_the_law_stays() -> None:
+    """Guards against a draw from nothing (NaN) where a model has masked all tokens but one."""
+    log_q = torch.tensor([[-math.inf, 0.0, -math.inf], [-math.inf, -0.5, -0.9]])
+    law = exclude(log_q, torch.tensor([1, 1]))
+    assert law.tolist() == [log_q[0].tolist(), [-math.inf, -math.inf, 0.0]]
 
 
 @pytest.mark.parametrize("total", [1e-30, 1 / 3, 1.0, 7e20])

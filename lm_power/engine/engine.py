@@ -11,8 +11,8 @@ import torch
 from lm_power.engine.backend import HFBackend
 from lm_power.engine.kv_cache import RowCache
 from lm_power.engine.stopping import StopStrings
-from lm_power.records import FinishedBy, Request, Segment
-from lm_power.target import draw, log_probabilities, log_proposal
+from lm_power.records import Bound, FinishedBy, Request, Segment
+from lm_power.target import draw, exclude, log_probabilities, log_proposal
 
 
 @dataclasses.dataclass
@@ -28,6 +28,9 @@ class Counters:
     decoded: int = 0
     prefilled: int = 0
     steps: int = 0
+
+
+NO_BOUND = Bound(0.0, 0.0, 0.0, -np.inf)
 
 
 class Engine:
@@ -86,6 +89,10 @@ class Engine:
         self._horizon = np.zeros(rows, np.int64)
         self._prompt_length = np.ones(rows, np.int64)
         self._beta = np.ones(rows)
+        self._excludes = np.zeros(rows, dtype=bool)  # whether the first new token has an excluded one
+        self._excluded = np.zeros(rows, np.int64)
+        self._bound = np.tile(np.array(dataclasses.astuple(NO_BOUND))[:, None], rows)  # a field of `Bound` a line
+        self._weight = np.zeros(rows)  # the sum in `Bound`, over the new tokens
 
     def load(self, row: int, prompt: Sequence[int]) -> None:
         """Make an idle row ready for completions of `prompt` ([n] token ids, n ≥ 1).
@@ -120,6 +127,11 @@ class Engine:
         self._length[row] = self._keep[row] = keep
         self._horizon[row] = request.horizon
         self._beta[row] = request.beta
+        self._excludes[row] = request.excluded_first_token is not None
+        self._excluded[row] = request.excluded_first_token or 0
+        bound = request.reject_below or NO_BOUND
+        self._bound[:, row] = bound.log_p, bound.log_q, bound.log_length, bound.value
+        self._weight[row] = 0
         self._busy[row] = True
 
     def settle(self, row: int, accepted: bool) -> None:
@@ -151,15 +163,22 @@ class Engine:
         self.counters.decoded += len(busy)
         self.counters.steps += 1
         drawn = tokens[busy]
+        below = self._fallen_below(busy, log_p[busy], log_q[busy])
         ending = self._is_eos[drawn] | (self._length[busy] >= self._horizon[busy])
-        ending |= self.stops.candidates[drawn]
+        ending |= self.stops.candidates[drawn] | below
         finished = []
-        for row in busy[ending].tolist():
+        for row, stopped in zip(busy[ending].tolist(), below[ending].tolist(), strict=True):
             reason = self._ended_by(row)
-            if reason is not None:
+            if stopped or reason is not None:
                 self._busy[row] = False
                 finished.append((row, self._segment(row, reason)))
         return finished
+
+    def _fallen_below(self, busy: np.ndarray, log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+        """Whether each busy row, should it not be terminal with the token just drawn, is below its bound."""
+        of_p, of_q, of_length, value = self._bound[:, busy]
+        self._weight[busy] += np.minimum(of_p * log_p + of_q * log_q, 0)
+        return self._weight[busy] + of_length * np.log(self._length[busy] + 1) < value
 
     def _draw(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """([rows] tokens, [rows] log p, [rows] log q) of one draw in every row, idle ones included."""
@@ -178,7 +197,14 @@ class Engine:
         with torch.inference_mode():
             log_p = log_probabilities(logits)
             log_q = log_proposal(log_p, torch.from_numpy(self._beta).to(log_p.device))
-            drawn = draw(log_q, torch.from_numpy(uniforms).to(log_p.device))[:, None]
+            levels = torch.from_numpy(uniforms).to(log_p.device)
+            drawn = draw(log_q, levels)
+            first = np.flatnonzero(self._busy & self._excludes & (self._length == self._keep))
+            if len(first):
+                of = torch.from_numpy(first).to(log_p.device)
+                excluded = torch.from_numpy(self._excluded[first]).to(log_p.device)
+                drawn[of] = draw(exclude(log_q[of], excluded), levels[of])
+            drawn = drawn[:, None]
             # One transfer: token ids are exact in float64.
             pack = torch.cat([drawn.double(), log_p.gather(1, drawn).double(), log_q.gather(1, drawn).double()], 1)
         tokens, chosen_p, chosen_q = pack.cpu().numpy().T
@@ -193,7 +219,7 @@ class Engine:
             return FinishedBy.STOP
         return FinishedBy.HORIZON if length >= self._horizon[row] else None
 
-    def _segment(self, row: int, reason: FinishedBy) -> Segment:
+    def _segment(self, row: int, reason: FinishedBy | None) -> Segment:
         start, stop = int(self._keep[row]), int(self._length[row])
         return Segment(
             tokens=self._history[row, start + 1 : stop + 1].copy(),
