@@ -45,6 +45,7 @@ class SamplerConfig:
     seed: int = _option(0, "seed of all random streams; >= 0")
     coupled_resume: bool = _option(True, "keep each token of the old end with its proposal probability; same law")
     early_rejection: bool = _option(True, "stop decoding a proposal once it cannot be accepted; same completions")
+    prefetch: bool = _option(True, "let idle rows decode the next steps' proposals ahead; same completions")
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -52,7 +53,7 @@ class SamplerConfig:
         for name in ("block_size", "mcmc_steps", "max_new_tokens"):
             object.__setattr__(self, name, _integer(name, getattr(self, name), at_least=1))
         object.__setattr__(self, "seed", _integer("seed", self.seed, at_least=0))
-        for name in ("coupled_resume", "early_rejection"):
+        for name in ("coupled_resume", "early_rejection", "prefetch"):
             _boolean(name, getattr(self, name))
         object.__setattr__(self, "alpha", _number("alpha", self.alpha))
         if self.alpha > _LARGEST:
@@ -96,7 +97,7 @@ class SamplerConfig:
         """The options that decide a completion of this method, for keys and records; `seed` among them.
 
         Coupled resume is one: it leaves the law as it is, but lets other random numbers decide. Early rejection
-        is none: it only stops drawing what would not be kept.
+        and prefetch are none: they change what is decoded when, not what comes of it.
         """
         of_steps = ("block_size", "mcmc_steps", "coupled_resume")
         used = {

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from lm_power.chains import EMPTY_STATE, Chain, Info, Move, State, Stream, make_chain
-from lm_power.completion import Completion, Stats, Steps
+from lm_power.chains import make_chain
+from lm_power.completion import Completion
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine import Engine, HFBackend, StopStrings
 from lm_power.engine.memory import rows_that_fit
 from lm_power.progress import Progress, progress_bar
-from lm_power.records import FinishedBy, Segment
+from lm_power.records import FinishedBy
+from lm_power.scheduler import Job, Run, Scheduler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One completion to draw.
-
-    Attributes:
-        prompt_ids: token ids of the prompt, at least one.
-        repeat: which completion of this prompt it is; 0, 1, … have streams of their own.
-    """
-
-    prompt_ids: tuple[int, ...]
-    repeat: int = 0
 
 
 class PowerSampler:
@@ -227,43 +212,11 @@ class PowerSampler:
             rewinds=config.method.startswith("power"),
         )
         with progress_bar(len(jobs), progress) as counters:
-            yield from self._loop(engine, jobs, config, counters)
+            scheduler = Scheduler(engine, make_chain(config), jobs, config.seed, config.prefetch, counters)
+            for run in scheduler.finished():
+                yield run.index, self._completion(run, stops)
 
-    def _loop(
-        self, engine: Engine, jobs: Sequence[Job], config: SamplerConfig, progress: Progress
-    ) -> Iterator[tuple[int, Completion]]:
-        chain = make_chain(config)
-        # Equal prompts side by side share one prefill; long ones first keep the tail of the run short.
-        order = sorted(range(len(jobs)), key=lambda i: (-len(jobs[i].prompt_ids), jobs[i].prompt_ids))
-        waiting, idle = deque(order), list(reversed(range(engine.rows)))
-        running: dict[int, _Run] = {}
-        while waiting or running:
-            while waiting and idle:
-                row, index = idle.pop(), waiting.popleft()
-                engine.load(row, jobs[index].prompt_ids)
-                stream = Stream.for_request(config.seed, jobs[index].prompt_ids, jobs[index].repeat)
-                run = running[row] = _Run(index, stream, chain.propose(EMPTY_STATE, stream))
-                assert run.move.request is not None
-                engine.submit(row, run.move.request)
-            for row, segment in engine.step():
-                run = running[row]
-                info = run.advance(chain, segment)
-                progress.settled(info, len(segment.tokens))
-                engine.settle(row, info.accepted)
-                while not run.state.done:
-                    run.move = chain.propose(run.state, run.stream)
-                    if run.move.request is not None:
-                        engine.submit(row, run.move.request)
-                        break
-                    progress.settled(run.advance(chain, None), 0)
-                else:
-                    del running[row]
-                    idle.append(row)
-                    progress.finished()
-                    yield run.index, self._completion(run, engine.stops)
-            progress.show(running=len(running))
-
-    def _completion(self, run: _Run, stops: StopStrings) -> Completion:
+    def _completion(self, run: Run, stops: StopStrings) -> Completion:
         state = run.state
         assert state.finished_by is not None
         tokens = state.tokens.tolist()
@@ -279,50 +232,7 @@ class PowerSampler:
             log_probs=state.log_p.tolist(),
             finish_reason=state.finished_by.value,
             stats=run.stats(),
-            steps=Steps(*zip(*run.steps, strict=True)) if run.steps else Steps(),
-        )
-
-
-@dataclasses.dataclass
-class _Run:
-    """A job on a row: its chain's state, the move being made, and the costs so far."""
-
-    index: int
-    stream: Stream
-    move: Move
-    state: State = EMPTY_STATE
-    proposals: int = 0
-    accepted: int = 0
-    rejected_early: int = 0
-    decoded: int = 0
-    reused: int = 0
-    coupled: int = 0
-    steps: list[tuple[int, int, int, int]] = dataclasses.field(default_factory=list)  # columns of `Steps`
-    started: float = dataclasses.field(default_factory=time.perf_counter)
-
-    def advance(self, chain: Chain, segment: Segment | None) -> Info:
-        before, move = self.state, self.move
-        self.state, info = chain.advance(before, move, segment)
-        self.decoded += len(segment.tokens) if segment is not None else 0
-        if move.cut is not None:
-            kept = len(before) if move.request is None else move.request.keep
-            self.proposals += 1
-            self.accepted += info.accepted
-            self.rejected_early += segment is not None and segment.finished_by is None
-            self.reused += kept
-            self.coupled += kept - move.cut
-            self.steps.append((before.stage, move.cut, len(before), int(info.accepted)))
-        return info
-
-    def stats(self) -> Stats:
-        return Stats(
-            proposals=self.proposals,
-            accepted=self.accepted,
-            tokens_decoded=self.decoded,
-            tokens_reused=self.reused,
-            seconds=time.perf_counter() - self.started,
-            rejected_early=self.rejected_early,
-            tokens_coupled=self.coupled,
+            steps=run.all_steps(),
         )
 
 

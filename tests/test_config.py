@@ -13,7 +13,7 @@ WHOLE = ("block_size", "mcmc_steps", "max_new_tokens")
 NOT_WHOLE = [0, -1, 1.5, math.nan, math.inf, "8", None, True, [8]]
 NOT_NUMBERS = [math.nan, math.inf, -math.inf, "4", True, [4]]
 
-SWITCHES = ("coupled_resume", "early_rejection")
+SWITCHES = ("coupled_resume", "early_rejection", "prefetch")
 
 WRONG = [
     *((name, value, "must be a whole number >= 1") for name in WHOLE for value in NOT_WHOLE),
@@ -65,7 +65,7 @@ def test_the_bounds_themselves_are_allowed(alpha: float) -> None:
 def test_defaults_are_the_papers() -> None:
     """Guards the defaults of Karan & Du (2025), which the README's results rest on."""
     config = SamplerConfig()
-    assert dataclasses.astuple(config) == ("power", 4.0, None, 192, 10, 3072, 0, True, True)
+    assert dataclasses.astuple(config) == ("power", 4.0, None, 192, 10, 3072, 0, True, True, True)
     assert (config.tau, config.token_alpha) == (0.25, 4.0)
 
 
@@ -132,6 +132,7 @@ CHANGES = {
     "seed": (0, 1),
     "coupled_resume": (True, False),
     "early_rejection": (True, False),
+    "prefetch": (True, False),
 }
 USED = {
     "power": {"alpha", "proposal_temperature", "block_size", "mcmc_steps", "max_new_tokens", "seed", "coupled_resume"},

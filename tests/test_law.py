@@ -38,7 +38,7 @@ from lm_power.chains import BlockwiseMetropolis, make_chain
 from lm_power.config import SamplerConfig
 from lm_power.records import FloatArray
 
-EXACT = ("early_rejection",)  # switches that change no completion
+EXACT = ("early_rejection", "prefetch")  # switches that change no completion
 CHAINS = 20_000
 ROWS = 512
 FALSE_ALARM = 1e-4

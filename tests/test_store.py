@@ -98,7 +98,7 @@ CHANGES = {
     "max_new_tokens": 3071, "seed": 1, "coupled_resume": False,
 }  # fmt: skip
 
-EXACT = {"early_rejection"}  # which change no completion
+EXACT = {"early_rejection", "prefetch"}  # which change no completion
 
 
 def test_the_key_covers_what_decides(tmp_path):

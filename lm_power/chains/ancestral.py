@@ -36,3 +36,7 @@ class Ancestral:
 
     def if_rejected(self, state: State, move: Move) -> None:
         """It never is."""
+
+    def work_left(self, state: State) -> float:
+        """What the horizon leaves room for; nothing is known before the draw is done."""
+        return float(self.max_new_tokens - len(state))

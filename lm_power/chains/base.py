@@ -132,3 +132,7 @@ class Chain(Protocol):
     def if_rejected(self, state: State, move: Move) -> State | None:
         """The next state if the move's proposal is rejected; None where it cannot be."""
         ...
+
+    def work_left(self, state: State) -> float:
+        """Tokens that may still have to be decoded until the chain is done: a guess, to compare chains by."""
+        ...

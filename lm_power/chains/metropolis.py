@@ -101,6 +101,19 @@ class BlockwiseMetropolis:
         """The same completion, one step on; None for an extension."""
         return None if move.log_uniform is None else self._scheduled(state, (state.step or 0) + 1)
 
+    def work_left(self, state: State) -> float:
+        """Half the completion for each step left in this stage; N·(T² − L²)/(4B) for stages after it (Karan & Du).
+
+        Unless it has ended by EOS or stop, a completion is taken to go on to T: the worst that can happen, and
+        what decides how long a batch takes.
+        """
+        horizon = self.horizon(state.stage)
+        steps = self.mcmc_steps - (state.step or 0)
+        if state.finished_by not in (None, FinishedBy.HORIZON):
+            return steps * len(state) / 2
+        later = self.mcmc_steps * (self.max_new_tokens**2 - horizon**2) / (4 * self.block_size)
+        return steps * horizon / 2 + later + self.max_new_tokens - len(state)
+
     def log_ratio(self, current: State, segment: Segment, keep: int) -> float:
         """`r = Σ_{t≥i} w_t(y) − Σ_{t≥i} w_t(x) + log n − log n'`, nats, for y = x_<keep and the segment.
 

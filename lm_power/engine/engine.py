@@ -38,7 +38,8 @@ class Engine:
 
     A row holds a prompt and a completion. `submit` rewinds it to the request's prefix and saves what may be
     overwritten; `step` draws one token in every busy row and hands back the segments that have ended;
-    `settle` keeps a row's new segment or puts the old completion back. Nothing is prefilled after the prompt.
+    `settle` keeps a row's new segment or puts the old completion back; `fork` copies a completion to an idle row, so
+    that several proposals can be decoded side by side. Nothing is prefilled after the prompt.
 
     The batch always has `rows` rows: idle ones run along, writing to a trash slot, so that the numbers of a
     row do not depend on how many others are busy.
@@ -75,7 +76,9 @@ class Engine:
         self._is_eos = np.zeros(backend.vocabulary, dtype=bool)
         self._is_eos[list(eos_ids)] = True
         self._prompts: list[tuple[int, ...]] = [()] * rows  # whose keys and values lie in the row's first slots
-        self._saved: list[tuple[int, int]] = [(0, 0)] * rows  # completion tokens [keep, length) in the shadow
+        self._saved: list[tuple[int, int]] = [
+            (0, 0)
+        ] * rows  # of the settled completion, tokens [keep, length) are in the shadow
         # Column 0 of the history is the last prompt token, column t + 1 the completion's token t: the
         # token to feed is always the one before the token to draw.
         self._history = np.zeros((rows, max_new_tokens + 1), np.int64)
@@ -107,14 +110,33 @@ class Engine:
             self.backend.prefill(self._cache, row, prompt[:-1], self.PREFILL_CHUNK)
             self.counters.prefilled += stop
         elif self._prompts[row] != prompt:
-            self._cache.copy_row(self._prompts.index(prompt), row, stop)
+            self._cache.copy_row(self._prompts.index(prompt), row, 0, stop)
         self._prompts[row] = prompt
         self._prompt_length[row] = len(prompt)
         self._length[row] = 0
+        self._saved[row] = (0, 0)
         self._history[row, 0] = prompt[-1]
 
+    def fork(self, source: int, target: int, keep: int) -> None:
+        """Make an idle row ready for a request that keeps `keep` tokens of another row's settled completion.
+
+        The source may be decoding a proposal meanwhile: what that may overwrite lies in its shadow.
+        """
+        prompt, cut = self._prompts[source], min(keep, self._saved[source][0])
+        before = len(prompt) - 1
+        start = before if self._prompts[target] == prompt else 0
+        self._cache.copy_row(source, target, start, before + cut)
+        self._history[target, : cut + 1] = self._history[source, : cut + 1]
+        if cut < keep:
+            self._cache.copy_shadow(source, target, before + cut, before + keep)
+            self._history[target, cut + 1 : keep + 1] = self._saved_history[source, cut + 1 : keep + 1]
+        self._prompts[target] = prompt
+        self._prompt_length[target] = len(prompt)
+        self._length[target] = keep
+        self._saved[target] = (keep, keep)
+
     def submit(self, row: int, request: Request) -> None:
-        """Rewind a row to the request's prefix and let it decode from there."""
+        """Rewind a settled row to the request's prefix and let it decode from there."""
         keep, length = request.keep, int(self._length[row])
         self._saved[row] = (keep, length)
         if keep < length:
@@ -136,13 +158,21 @@ class Engine:
 
     def settle(self, row: int, accepted: bool) -> None:
         """Keep a row's new segment, or put back the completion that it was proposed against."""
-        if accepted:
-            return
         keep, length = self._saved[row]
-        before = int(self._prompt_length[row]) - 1
-        self._cache.restore(row, before + keep, before + length)
-        self._history[row, keep + 1 : length + 1] = self._saved_history[row, keep + 1 : length + 1]
-        self._length[row] = length
+        if not accepted and keep < length:
+            before = int(self._prompt_length[row]) - 1
+            self._cache.restore(row, before + keep, before + length)
+            self._history[row, keep + 1 : length + 1] = self._saved_history[row, keep + 1 : length + 1]
+        settled = int(self._length[row]) if accepted else length
+        self._length[row] = settled
+        self._saved[row] = (settled, settled)
+
+    def cancel(self, row: int) -> int:
+        """Give up what a row is decoding, or has decoded, and put back what it held; the tokens given up."""
+        dropped = int(self._length[row] - self._keep[row])
+        self._busy[row] = False
+        self.settle(row, accepted=False)
+        return dropped
 
     def step(self) -> list[tuple[int, Segment]]:
         """Draw one token in every busy row; the (row, segment) pairs that ended with it."""

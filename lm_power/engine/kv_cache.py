@@ -145,7 +145,12 @@ class RowCache(Cache):
         for tensor, shadow in zip(self._storage, self._shadow, strict=True):
             tensor[:, row, :, start:stop].copy_(shadow[:, row, :, start:stop])
 
-    def copy_row(self, source: int, target: int, stop: int) -> None:
-        """Copy slots [0, stop) of row `source` to row `target`."""
+    def copy_row(self, source: int, target: int, start: int, stop: int) -> None:
+        """Copy slots [start, stop) of row `source` to row `target`."""
         for tensor in self._storage:
-            tensor[:, target, :, :stop].copy_(tensor[:, source, :, :stop])
+            tensor[:, target, :, start:stop].copy_(tensor[:, source, :, start:stop])
+
+    def copy_shadow(self, source: int, target: int, start: int, stop: int) -> None:
+        """Copy slots [start, stop) of the shadow of row `source` to row `target`."""
+        for tensor, shadow in zip(self._storage, self._shadow, strict=True):
+            tensor[:, target, :, start:stop].copy_(shadow[:, source, :, start:stop])

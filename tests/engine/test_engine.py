@@ -280,7 +280,9 @@ def test_prompts_are_prefilled_once_and_nothing_after_them(backend, recorded):
     out = sampler.generate([*PROMPTS, PROMPTS[1]], n=5, **OPTIONS)
     (engine,) = recorded
     assert engine.counters.prefilled == sum(len(prompt) - 1 for prompt in PROMPTS)
-    assert engine.counters.decoded == sum(c.stats.tokens_decoded for cs in out for c in cs)
+    stats = [c.stats for cs in out for c in cs]
+    assert engine.counters.decoded == sum(s.tokens_decoded + s.tokens_dropped for s in stats)
+    assert sum(s.tokens_prefetched for s in stats) > 0 < sum(s.tokens_dropped for s in stats)
     assert engine.fed == engine.counters.prefilled + engine.counters.decoded
 
 
