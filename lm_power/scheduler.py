@@ -48,8 +48,8 @@ class Scheduler:
     no job is waiting, idle rows **prefetch**: after a rejection the state is unchanged and random numbers are
     keyed by stage and step, so the proposals of a chain's next steps are known before the verdict on this one,
     and are decoded beside it; they are judged in their turn, and dropped when one before them is accepted. The
-    chain is the same, token for token. With a share ρ of moves that change nothing, d of them in flight do the
-    work of `1 + ρ + … + ρ^(d−1)` steps; each idle row goes to the chain that would by that count finish last.
+    chain is the same, token for token. With a share ρ of rejections, d proposals side by side do the work of
+    `1 + ρ + … + ρ^(d−1)` one after another; each idle row goes to the chain that would by that count finish last.
 
     Args:
         engine: decodes.
@@ -60,6 +60,8 @@ class Scheduler:
         progress: told of every move and completion.
     """
 
+    WORTHWHILE = 0.05  # least probability that what is decoded ahead is used: below it the copying costs more
+
     def __init__(
         self, engine: Decoder, chain: Chain, jobs: Sequence[Job], seed: int, prefetch: bool, progress: Progress
     ) -> None:
@@ -69,7 +71,7 @@ class Scheduler:
         self._idle = list(reversed(range(engine.rows)))
         self._running: dict[int, Run] = {}  # by home row
         self._decoding: dict[int, Run] = {}  # by row
-        self._moves, self._unchanged = 2, 1  # as if one of two had changed something: a share within (0, 1)
+        self._decoded, self._rejected = 2, 1  # as if one of two had been rejected: a share within (0, 1)
 
     def finished(self) -> Iterator[Run]:
         """The jobs' runs, as they finish."""
@@ -109,15 +111,15 @@ class Scheduler:
             run.flights.popleft()
             info = run.land(self.chain, flight)
             self.progress.settled(info, 0 if flight.segment is None else len(flight.segment.tokens))
-            changed = flight.row is not None and info.accepted
-            self._moves += 1
-            self._unchanged += not changed
-            if changed:
+            if flight.row is None:  # nothing has changed, whatever the verdict
+                continue
+            self._decoded += info.proposed
+            self._rejected += info.proposed and not info.accepted
+            if info.accepted:
                 self._drop(run)
-            if flight.row is not None:
-                self.engine.settle(flight.row, info.accepted)
-                if flight.row != run.home:
-                    self._idle.append(self._rehome(run, flight.row) if changed else flight.row)
+            self.engine.settle(flight.row, info.accepted)
+            if flight.row != run.home:
+                self._idle.append(self._rehome(run, flight.row) if info.accepted else flight.row)
         return True
 
     def _take_off(self, run: Run, state: State) -> None:
@@ -134,10 +136,10 @@ class Scheduler:
 
     def _work_ahead(self) -> None:
         """Give idle rows to the chains that would finish last."""
-        unchanged = self._unchanged / self._moves
+        rejected = self._rejected / self._decoded
 
         def left(run: Run) -> float:
-            return self.chain.work_left(run.state) * (1 - unchanged) / (1 - unchanged ** len(run.flights))
+            return self.chain.work_left(run.state) * (1 - rejected) / (1 - rejected ** run.decoding())
 
         runs = [run for run in self._running.values() if self._idle or run.home_is_free()]
         queue = [(-left(run), run.index, run) for run in runs]
@@ -147,6 +149,8 @@ class Scheduler:
             last = run.flights[-1]
             state = self.chain.if_rejected(last.state, last.move)
             if state is None or state.done or not (self._idle or run.home_is_free()):
+                continue
+            if rejected ** run.decoding() < self.WORTHWHILE:
                 continue
             self._take_off(run, state)
             heapq.heappush(queue, (-left(run), run.index, run))
@@ -220,6 +224,10 @@ class Run:
     def home_is_free(self) -> bool:
         """Whether the home row holds the current completion and nothing else."""
         return all(flight.row != self.home for flight in self.flights)
+
+    def decoding(self) -> int:
+        """Moves in flight for which something is, or was, to be decoded."""
+        return sum(flight.row is not None for flight in self.flights)
 
     def flight_on(self, row: int) -> Flight:
         """The move that `row` decodes."""

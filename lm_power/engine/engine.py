@@ -12,7 +12,7 @@ from lm_power.engine.backend import HFBackend
 from lm_power.engine.kv_cache import RowCache
 from lm_power.engine.stopping import StopStrings
 from lm_power.records import Bound, FinishedBy, Request, Segment
-from lm_power.target import draw, exclude, log_probabilities, log_proposal
+from lm_power.target import draw_next
 
 
 @dataclasses.dataclass
@@ -224,20 +224,13 @@ class Engine:
         device = self.backend.input_device
         feed_, positions_, slots_ = torch.from_numpy(np.stack([feed, positions, slots])).to(device)[..., None]
         logits = self.backend.forward(self._cache, 0, feed_, positions_, slots_, shown)
+        first = np.flatnonzero(self._busy & self._excludes & (self._length == self._keep))
+        arguments = (self._beta, uniforms, first, self._excluded[first])
         with torch.inference_mode():
-            log_p = log_probabilities(logits)
-            log_q = log_proposal(log_p, torch.from_numpy(self._beta).to(log_p.device))
-            levels = torch.from_numpy(uniforms).to(log_p.device)
-            drawn = draw(log_q, levels)
-            first = np.flatnonzero(self._busy & self._excludes & (self._length == self._keep))
-            if len(first):
-                of = torch.from_numpy(first).to(log_p.device)
-                excluded = torch.from_numpy(self._excluded[first]).to(log_p.device)
-                drawn[of] = draw(exclude(log_q[of], excluded), levels[of])
-            drawn = drawn[:, None]
+            drawn = draw_next(logits, *(torch.from_numpy(array).to(logits.device) for array in arguments))
             # One transfer: token ids are exact in float64.
-            pack = torch.cat([drawn.double(), log_p.gather(1, drawn).double(), log_q.gather(1, drawn).double()], 1)
-        tokens, chosen_p, chosen_q = pack.cpu().numpy().T
+            pack = torch.stack([drawn.tokens.double(), drawn.log_p.double(), drawn.log_q.double()])
+        tokens, chosen_p, chosen_q = pack.cpu().numpy()
         return tokens.astype(np.int64), chosen_p, chosen_q
 
     def _ended_by(self, row: int) -> FinishedBy | None:
