@@ -156,6 +156,65 @@ def test_a_draw_stops_once_it_is_below_its_bound_and_not_before(backend, terms):
     assert equal(run(engine, 0), free), "no bound is left over"
 
 
+@pytest.mark.parametrize("cut", [0, 4, 12, 20])
+@pytest.mark.parametrize("busy", ["settled", "decoding", "decoded"])
+def test_a_fork_decodes_as_its_source_would(backend, cut, busy):
+    """Guards prefetch: the prefix copied from slots that the source's own proposal has overwritten, or is about to.
+
+    Bit for bit, whether the target holds another prompt or the same one; and giving it up leaves the source alone.
+    """
+    alone = make_engine(backend)
+    alone.load(0, PROMPT)
+    alone.submit(0, request(0, 20, seed=1))
+    run(alone, 0)
+    alone.settle(0, accepted=True)
+    alone.submit(0, request(cut, 40, seed=2))
+    expected = run(alone, 0)
+
+    for other in (PROMPT, [4, 4, 4] * 9):
+        engine = make_engine(backend)
+        engine.load(1, PROMPT)
+        engine.load(2, other)
+        engine.submit(2, request(0, 60, seed=3))
+        run(engine, 2)
+        engine.settle(2, accepted=True)
+        engine.submit(1, request(0, 20, seed=1))
+        run(engine, 1)
+        engine.settle(1, accepted=True)
+        before = content(engine, 1, len(PROMPT) - 1 + 20)
+        if busy != "settled":
+            engine.submit(1, request(6, 60, seed=4))
+            for _ in range(10):
+                engine.step()
+            if busy == "decoded":
+                run(engine, 1)
+        engine.fork(1, 2, cut)
+        engine.submit(2, request(cut, 40, seed=2))
+        assert equal(run(engine, 2), expected)
+        if busy != "settled":
+            engine.cancel(1)
+        assert same(content(engine, 1, len(PROMPT) - 1 + 20), before)
+        engine.settle(2, accepted=True)
+        engine.submit(2, request(30, 40, seed=5))
+        alone.settle(0, accepted=True)
+        alone.submit(0, request(30, 40, seed=5))
+        assert equal(run(engine, 2), run(alone, 0)), "the fork is a row like any other"
+        alone.settle(0, accepted=False)
+        alone.submit(0, request(cut, 40, seed=2))
+        run(alone, 0)
+
+
+def test_cancelling_tells_what_was_given_up(backend):
+    """Guards the count of tokens decoded for nothing, and a row that goes on after it was given up."""
+    engine = make_engine(backend)
+    engine.load(0, PROMPT)
+    engine.submit(0, request(0, 20, seed=1))
+    for _ in range(7):
+        engine.step()
+    assert engine.cancel(0) == 7
+    assert engine.step() == []
+
+
 def test_a_proposal_shorter_than_the_completion_is_rejected_cleanly(backend):
     """Guards: restoring only as many slots as the proposal wrote (chains that shrink by EOS)."""
     engine = make_engine(backend, eos=range(0, VOCABULARY, 2))
