@@ -6,7 +6,7 @@ import dataclasses
 import heapq
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from lm_power.chains import EMPTY_STATE, Chain, Info, Move, State, Stream
@@ -69,7 +69,7 @@ class Scheduler:
         self.prefetch, self.progress = prefetch, progress
         self._waiting = deque(starting_order(jobs))
         self._idle = list(reversed(range(engine.rows)))
-        self._running: dict[int, Run] = {}  # by home row
+        self._running: dict[int, Run] = {}  # by job
         self._decoding: dict[int, Run] = {}  # by row
         self._decoded, self._rejected = 2, 1  # as if one of two had been rejected: a share within (0, 1)
 
@@ -85,19 +85,20 @@ class Scheduler:
                 touched[run.index] = run
             for run in touched.values():
                 if self._advance(run):
-                    del self._running[run.home]
+                    del self._running[run.index]
                     self._idle.append(run.home)
                     self.progress.finished()
                     yield run
             if self.prefetch and touched and not self._waiting:
-                self._work_ahead()
+                # Where no row is idle, a chain may still have one of its own free: its home.
+                self._work_ahead(self._running.values() if self._idle else touched.values())
             self.progress.show(running=len(self._running))
 
     def _start(self, index: int, row: int) -> None:
         job = self.jobs[index]
         self.engine.load(row, job.prompt_ids)
         run = Run(index, Stream.for_request(self.seed, job.prompt_ids, job.repeat), home=row)
-        self._running[row] = run
+        self._running[index] = run
         self._advance(run)
 
     def _advance(self, run: Run) -> bool:
@@ -119,7 +120,9 @@ class Scheduler:
                 self._drop(run)
             self.engine.settle(flight.row, info.accepted)
             if flight.row != run.home:
-                self._idle.append(self._rehome(run, flight.row) if info.accepted else flight.row)
+                if info.accepted:
+                    flight.row, run.home = run.home, flight.row
+                self._idle.append(flight.row)
         return True
 
     def _take_off(self, run: Run, state: State) -> None:
@@ -134,15 +137,14 @@ class Scheduler:
             self._decoding[row] = run
         run.flights.append(Flight(state, move, row, ahead=bool(run.flights)))
 
-    def _work_ahead(self) -> None:
-        """Give idle rows to the chains that would finish last."""
+    def _work_ahead(self, runs: Iterable[Run]) -> None:
+        """Give idle rows to those of the chains that would finish last."""
         rejected = self._rejected / self._decoded
 
         def left(run: Run) -> float:
             return self.chain.work_left(run.state) * (1 - rejected) / (1 - rejected ** run.decoding())
 
-        runs = [run for run in self._running.values() if self._idle or run.home_is_free()]
-        queue = [(-left(run), run.index, run) for run in runs]
+        queue = [(-left(run), run.index, run) for run in runs if run.flights]
         heapq.heapify(queue)
         while queue:
             _, _, run = heapq.heappop(queue)
@@ -164,13 +166,6 @@ class Scheduler:
                 if flight.row != run.home:
                     self._idle.append(flight.row)
         run.flights.clear()
-
-    def _rehome(self, run: Run, row: int) -> int:
-        """Let the completion of `row` be the run's current one; the row that is free now."""
-        old = run.home
-        self._running[row] = self._running.pop(old)
-        run.home = row
-        return old
 
 
 def starting_order(jobs: Sequence[Job]) -> list[int]:
