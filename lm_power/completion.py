@@ -15,9 +15,15 @@ class Stats:
     Attributes:
         proposals: Metropolis-Hastings proposals made.
         accepted: proposals accepted.
-        tokens_decoded: tokens decoded for it, rejected work included.
+        tokens_decoded: tokens decoded for its steps, rejected ones included.
         tokens_reused: tokens of earlier decodes that proposals took over unchanged (their kept prefixes).
         seconds: wall-clock from its start on the engine to its end, shared with the rows beside it.
+        rejected_early: proposals that were rejected before they were terminal; what they would have
+            decoded is not known.
+        tokens_coupled: those of `tokens_reused` that coupled resume kept beyond the cuts.
+        tokens_prefetched: those of `tokens_decoded` whose proposals were begun before their turn, in idle rows.
+        tokens_dropped: tokens decoded before their turn and for nothing, not counted in `tokens_decoded`. This
+            and `tokens_prefetched` depend on what else was in the batch.
     """
 
     proposals: int = 0
@@ -25,6 +31,10 @@ class Stats:
     tokens_decoded: int = 0
     tokens_reused: int = 0
     seconds: float = 0.0
+    rejected_early: int = 0
+    tokens_coupled: int = 0
+    tokens_prefetched: int = 0
+    tokens_dropped: int = 0
 
     @property
     def acceptance_rate(self) -> float | None:

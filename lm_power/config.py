@@ -43,6 +43,9 @@ class SamplerConfig:
     mcmc_steps: int = _option(10, "Metropolis-Hastings steps a stage; >= 1")
     max_new_tokens: int = _option(3072, "longest completion, in tokens (max_gen_toks in lm-eval); >= 1")
     seed: int = _option(0, "seed of all random streams; >= 0")
+    coupled_resume: bool = _option(True, "keep each token of the old end with its proposal probability; same law")
+    early_rejection: bool = _option(True, "stop decoding a proposal once it cannot be accepted; same completions")
+    prefetch: bool = _option(True, "let idle rows decode the next steps' proposals ahead; same completions")
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -50,6 +53,8 @@ class SamplerConfig:
         for name in ("block_size", "mcmc_steps", "max_new_tokens"):
             object.__setattr__(self, name, _integer(name, getattr(self, name), at_least=1))
         object.__setattr__(self, "seed", _integer("seed", self.seed, at_least=0))
+        for name in ("coupled_resume", "early_rejection", "prefetch"):
+            _boolean(name, getattr(self, name))
         object.__setattr__(self, "alpha", _number("alpha", self.alpha))
         if self.alpha > _LARGEST:
             raise OptionError(f"alpha={self.alpha:g}: must be <= {_LARGEST:g}; for the limit use method=power_inf")
@@ -89,12 +94,17 @@ class SamplerConfig:
         return dataclasses.replace(self, **options)
 
     def deciding(self) -> dict[str, Any]:
-        """The options that decide a completion of this method, for keys and records; `seed` among them."""
+        """The options that decide a completion of this method, for keys and records; `seed` among them.
+
+        Coupled resume is one: it leaves the law as it is, but lets other random numbers decide. Early rejection
+        and prefetch are none: they change what is decoded when, not what comes of it.
+        """
+        of_steps = ("block_size", "mcmc_steps", "coupled_resume")
         used = {
             "standard": ("method", "max_new_tokens", "seed"),
             "temperature": ("method", "tau", "max_new_tokens", "seed"),
-            "power": ("method", "alpha", "tau", "block_size", "mcmc_steps", "max_new_tokens", "seed"),
-            "power_inf": ("method", "tau", "block_size", "mcmc_steps", "max_new_tokens", "seed"),
+            "power": ("method", "alpha", "tau", *of_steps, "max_new_tokens", "seed"),
+            "power_inf": ("method", "tau", *of_steps, "max_new_tokens", "seed"),
         }[self.method]
         return {("proposal_temperature" if n == "tau" else n): getattr(self, n) for n in used}
 
@@ -125,6 +135,11 @@ def _choose(what: str, name: object, known: Iterable[str]) -> str:
     near = near_matches(name, known)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{hint}available: {', '.join(known)}"
+
+
+def _boolean(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise OptionError(f"{name}={value!r}: must be True or False")
 
 
 def _number(name: str, value: Any) -> float:

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from lm_power.chains import EMPTY_STATE, Info, State, Stream, make_chain
-from lm_power.completion import Completion, Stats, Steps
+from lm_power.chains import make_chain
+from lm_power.completion import Completion
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine import Engine, HFBackend, StopStrings
 from lm_power.engine.memory import rows_that_fit
 from lm_power.progress import Progress, progress_bar
-from lm_power.records import FinishedBy, Request, Segment
+from lm_power.records import FinishedBy
+from lm_power.scheduler import Job, Run, Scheduler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One completion to draw.
-
-    Attributes:
-        prompt_ids: token ids of the prompt, at least one.
-        repeat: which completion of this prompt it is; 0, 1, … have streams of their own.
-    """
-
-    prompt_ids: tuple[int, ...]
-    repeat: int = 0
 
 
 class PowerSampler:
@@ -227,41 +212,11 @@ class PowerSampler:
             rewinds=config.method.startswith("power"),
         )
         with progress_bar(len(jobs), progress) as counters:
-            yield from self._loop(engine, jobs, config, counters)
+            scheduler = Scheduler(engine, make_chain(config), jobs, config.seed, config.prefetch, counters)
+            for run in scheduler.finished():
+                yield run.index, self._completion(run, stops)
 
-    def _loop(
-        self, engine: Engine, jobs: Sequence[Job], config: SamplerConfig, progress: Progress
-    ) -> Iterator[tuple[int, Completion]]:
-        chain = make_chain(config)
-        # Equal prompts side by side share one prefill; long ones first keep the tail of the run short.
-        order = sorted(range(len(jobs)), key=lambda i: (-len(jobs[i].prompt_ids), jobs[i].prompt_ids))
-        waiting, idle = deque(order), list(reversed(range(engine.rows)))
-        running: dict[int, _Run] = {}
-        while waiting or running:
-            while waiting and idle:
-                row, index = idle.pop(), waiting.popleft()
-                engine.load(row, jobs[index].prompt_ids)
-                stream = Stream.for_request(config.seed, jobs[index].prompt_ids, jobs[index].repeat)
-                run = running[row] = _Run(index, stream, chain.propose(EMPTY_STATE, stream))
-                engine.submit(row, run.request)
-            for row, segment in engine.step():
-                run = running[row]
-                before = run.state
-                run.state, info = chain.advance(before, run.request, segment)
-                run.count(before, info, segment)
-                progress.settled(info, len(segment.tokens))
-                if run.state.done:
-                    del running[row]
-                    idle.append(row)
-                    progress.finished()
-                    yield run.index, self._completion(run, engine.stops)
-                else:
-                    engine.settle(row, info.accepted)
-                    run.request = chain.propose(run.state, run.stream)
-                    engine.submit(row, run.request)
-            progress.show(running=len(running))
-
-    def _completion(self, run: _Run, stops: StopStrings) -> Completion:
+    def _completion(self, run: Run, stops: StopStrings) -> Completion:
         state = run.state
         assert state.finished_by is not None
         tokens = state.tokens.tolist()
@@ -277,36 +232,8 @@ class PowerSampler:
             log_probs=state.log_p.tolist(),
             finish_reason=state.finished_by.value,
             stats=run.stats(),
-            steps=Steps(*zip(*run.steps, strict=True)) if run.steps else Steps(),
+            steps=run.all_steps(),
         )
-
-
-@dataclasses.dataclass
-class _Run:
-    """A job on a row: its chain's state, the request being decoded, and the costs so far."""
-
-    index: int
-    stream: Stream
-    request: Request
-    state: State = EMPTY_STATE
-    proposals: int = 0
-    accepted: int = 0
-    decoded: int = 0
-    reused: int = 0
-    steps: list[tuple[int, int, int, int]] = dataclasses.field(default_factory=list)  # columns of `Steps`
-    started: float = dataclasses.field(default_factory=time.perf_counter)
-
-    def count(self, before: State, info: Info, segment: Segment) -> None:
-        self.decoded += len(segment.tokens)
-        if info.proposed:
-            self.proposals += 1
-            self.accepted += info.accepted
-            self.reused += self.request.keep
-            self.steps.append((before.stage, self.request.keep, len(before), int(info.accepted)))
-
-    def stats(self) -> Stats:
-        seconds = time.perf_counter() - self.started
-        return Stats(self.proposals, self.accepted, self.decoded, self.reused, seconds)
 
 
 def find_eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from lm_power.completion import Completion
 from lm_power.config import SamplerConfig
 
-FORMAT = 2  # raise it also when the same options come to draw other tokens: it is part of the key
+FORMAT = 3  # raise it also when the same options come to draw other tokens: it is part of the key
 FIELDS = (
     "format", "key", "model", "prompt", "prompt_ids", "repeat", "seed", "config",
     "text", "token_ids", "log_probs", "sum_log_prob", "self_reward", "finish_reason", "stats", "steps",

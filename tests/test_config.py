@@ -13,6 +13,8 @@ WHOLE = ("block_size", "mcmc_steps", "max_new_tokens")
 NOT_WHOLE = [0, -1, 1.5, math.nan, math.inf, "8", None, True, [8]]
 NOT_NUMBERS = [math.nan, math.inf, -math.inf, "4", True, [4]]
 
+SWITCHES = ("coupled_resume", "early_rejection", "prefetch")
+
 WRONG = [
     *((name, value, "must be a whole number >= 1") for name in WHOLE for value in NOT_WHOLE),
     *(("seed", value, "must be a whole number >= 0") for value in [-1, 0.5, "0", None, True]),
@@ -20,6 +22,7 @@ WRONG = [
     *(("alpha", value, "must be >= 1") for value in [0.5, 0, -4, 1 - 1e-9]),
     *(("proposal_temperature", value, "must be a finite number") for value in NOT_NUMBERS),
     *(("proposal_temperature", value, "must be >= 1e-06") for value in [0, -0.5]),
+    *((name, value, "must be True or False") for name in SWITCHES for value in [None, 1, 0.0, "False", "off"]),
     *(("method", value, "available: power, power_inf, temperature, standard") for value in ["", None, 4, "top_k"]),
 ]
 
@@ -62,7 +65,7 @@ def test_the_bounds_themselves_are_allowed(alpha: float) -> None:
 def test_defaults_are_the_papers() -> None:
     """Guards the defaults of Karan & Du (2025), which the README's results rest on."""
     config = SamplerConfig()
-    assert dataclasses.astuple(config) == ("power", 4.0, None, 192, 10, 3072, 0)
+    assert dataclasses.astuple(config) == ("power", 4.0, None, 192, 10, 3072, 0, True, True, True)
     assert (config.tau, config.token_alpha) == (0.25, 4.0)
 
 
@@ -127,10 +130,13 @@ CHANGES = {
     "mcmc_steps": (2, 4),
     "max_new_tokens": (32, 64),
     "seed": (0, 1),
+    "coupled_resume": (True, False),
+    "early_rejection": (True, False),
+    "prefetch": (True, False),
 }
 USED = {
-    "power": {"alpha", "proposal_temperature", "block_size", "mcmc_steps", "max_new_tokens", "seed"},
-    "power_inf": {"proposal_temperature", "block_size", "mcmc_steps", "max_new_tokens", "seed"},
+    "power": {"alpha", "proposal_temperature", "block_size", "mcmc_steps", "max_new_tokens", "seed", "coupled_resume"},
+    "power_inf": {"proposal_temperature", "block_size", "mcmc_steps", "max_new_tokens", "seed", "coupled_resume"},
     "temperature": {"proposal_temperature", "max_new_tokens", "seed"},
     "standard": {"max_new_tokens", "seed"},
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from toy import (
     Tokens,
     Toy,
     WithoutCutRatio,
+    WithoutExclusion,
     WithTruncatedWeights,
     agreement,
     ancestral_law,
@@ -36,6 +38,7 @@ from lm_power.chains import BlockwiseMetropolis, make_chain
 from lm_power.config import SamplerConfig
 from lm_power.records import FloatArray
 
+EXACT = ("early_rejection", "prefetch")  # switches that change no completion
 CHAINS = 20_000
 ROWS = 512
 FALSE_ALARM = 1e-4
@@ -117,15 +120,17 @@ def test_power_has_converged() -> None:
     assert total_variation(ancestral_law(toy, completions, POWER["alpha"]), target) > 0.1
 
 
-def test_power_with_two_eos_ids() -> None:
+@pytest.mark.parametrize("coupled", [True, False], ids=["coupled", "plain"])
+def test_power_with_two_eos_ids(coupled: bool) -> None:
     """Guards the whole stack under `power`: 20,000 chains of one block against `init_q · P^N`, and against π.
 
-    False-alarm probability 1e-4 each.
+    With and without coupled resume; the other accelerations change no completion (the next test). False-alarm
+    probability 1e-4 each.
     """
     model = tiny_model(5, SEED)
     toy = enumerable(model, EOS_IDS)
     completions, law = exact_power_law(toy, **POWER)
-    drawn = completions_of(model, EOS_IDS, **POWER)
+    drawn = completions_of(model, EOS_IDS, **POWER, coupled_resume=coupled)
     assert p_value(drawn, completions, law) > FALSE_ALARM
     assert p_value(drawn, completions, power_law(toy, completions, POWER["alpha"])) > FALSE_ALARM
     # And the test can tell π from where the chains began, and from another alpha.
@@ -135,9 +140,29 @@ def test_power_with_two_eos_ids() -> None:
         assert completion.finish_reason == toy.ended(completion.token_ids, LONGEST).value
 
 
+@pytest.mark.parametrize("method", ["power", "power_inf"])
+@pytest.mark.parametrize("coupled", [True, False], ids=["coupled", "plain"])
+def test_exact_accelerations_change_no_completion(coupled: bool, method: str) -> None:
+    """Guards every acceleration on, off and in pairs: the same chains, token for token, with less decoded.
+
+    In float64; by the test above those chains have the right law.
+    """
+    model = tiny_model(5, FLAT_SEED)
+    drawn = {}
+    for on in itertools.product([True, False], repeat=len(EXACT)):
+        options = {**FLAT, "method": method, "coupled_resume": coupled, **dict(zip(EXACT, on, strict=True))}
+        drawn[on] = completions_of(model, EOS_IDS, 700, **options)
+    plain = drawn.pop((False,) * len(EXACT))
+    for completions in drawn.values():
+        for c, expected in zip(completions, plain, strict=True):
+            assert (c.token_ids, c.steps) == (expected.token_ids, expected.steps)
+            np.testing.assert_allclose(c.log_probs, expected.log_probs, atol=1e-12)
+        assert sum(c.stats.tokens_decoded for c in completions) <= sum(c.stats.tokens_decoded for c in plain)
+
+
 @pytest.mark.parametrize(
     ("kind", "seed", "options"),
-    [(WithoutCutRatio, SEED, POWER), (WithTruncatedWeights, FLAT_SEED, FLAT)],
+    [(WithoutExclusion, SEED, POWER), (WithoutCutRatio, SEED, POWER), (WithTruncatedWeights, FLAT_SEED, FLAT)],
 )
 def test_broken_samplers_are_rejected(kind, seed: int, options: dict[str, float], monkeypatch) -> None:
     """Guards against a chi-square test without teeth: the released code's bugs, with a fifth of the chains."""

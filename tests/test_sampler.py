@@ -52,11 +52,14 @@ def test_completions_come_by_prompt_and_repeat_with_all_their_fields(sampler):
             assert c.stats.proposals == 2 * stages if stages else c.stats.proposals in (2, 4, 6)
             assert 0 <= c.stats.accepted <= c.stats.proposals
             assert c.stats.tokens_decoded >= len(c.token_ids)
-            assert c.stats.tokens_reused == sum(c.steps.cut) and c.stats.seconds > 0
+            assert c.stats.tokens_reused == sum(c.steps.cut) + c.stats.tokens_coupled and c.stats.seconds > 0
+            assert 0 <= c.stats.rejected_early <= c.stats.proposals - c.stats.accepted
             assert c.stats.proposals == len(c.steps.cut) and c.stats.accepted == sum(c.steps.accepted)
             assert list(c.steps.stage) == [k for k in range(1, len(c.steps.cut) // 2 + 1) for _ in range(2)]
             assert all(0 <= cut < n <= 12 for cut, n in zip(c.steps.cut, c.steps.length, strict=True))
             reasons.add(c.finish_reason)
+    stats = [c.stats for completions in out for c in completions]
+    assert sum(s.tokens_coupled for s in stats) > 0 < sum(s.rejected_early for s in stats)
     assert reasons == {"eos", "length"}
 
 

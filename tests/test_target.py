@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_power.target import draw, log_normalizer, log_probabilities, log_proposal
+from lm_power.target import draw, draw_next, exclude, log_normalizer, log_probabilities, log_proposal
 
 BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
 def draw_all(log_q: torch.Tensor, uniforms: list[float]) -> list[int]:
     """One row of `log_q`, one draw for each uniform."""
-    rows = log_q.expand(len(uniforms), -1)
+    rows = log_q.exp().expand(len(uniforms), -1)
     return draw(rows, torch.tensor(uniforms, dtype=torch.float64)).tolist()
 
 
@@ -52,6 +52,29 @@ def test_excluded_tokens_are_never_drawn(excluded: list[int], dtype: torch.dtype
     assert drawn == sorted(drawn)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("gap", [1.0, 20.0, 500.0])
+def test_the_law_without_a_token_is_exact_even_where_it_had_nearly_all_mass(gap: float, dtype: torch.dtype) -> None:
+    """Guards coupled resume where q(x_j) is next to 1: the others underflow in exp, and 1 − q(x_j) is all rounding."""
+    rest = torch.tensor([0.3, -1.0, 0.1, -0.4], dtype=dtype)
+    log_q = log_probabilities(torch.cat([rest[:2], rest.max()[None] + gap, rest[2:]]))
+    law = exclude(log_q[None], torch.tensor([2]))[0].double().softmax(-1)
+    assert law[2] == 0
+    expected = rest.double().softmax(-1)
+    torch.testing.assert_close(
+        law[[0, 1, 3, 4]], expected, rtol=1e-3 if gap > 100 and dtype is torch.float32 else 1e-5, atol=0
+    )
+    drawn = draw_all(exclude(log_q[None], torch.tensor([2]))[0], [(k + 0.5) / 1000 for k in range(1000)])
+    assert set(drawn) == {0, 1, 3, 4}
+
+
+def test_where_no_other_token_is_possible_the_law_stays() -> None:
+    """Guards against a draw from nothing (NaN) where a model has masked all tokens but one."""
+    log_q = torch.tensor([[-math.inf, 0.0, -math.inf], [-math.inf, -0.5, -0.9]])
+    law = exclude(log_q, torch.tensor([1, 1]))
+    assert law.tolist() == [log_q[0].tolist(), [-math.inf, -math.inf, 0.0]]
+
+
 @pytest.mark.parametrize("total", [1e-30, 1 / 3, 1.0, 7e20])
 def test_an_unnormalised_row_is_drawn_as_its_normalised_one(total: float) -> None:
     """Guards against u compared with an unnormalised cumulated sum."""
@@ -70,14 +93,53 @@ def test_a_grid_of_uniforms_gives_the_law(dtype: torch.dtype) -> None:
     assert (counts - n * log_q.double().exp()).abs().max() < 1.01
 
 
-def test_rows_are_drawn_each_with_its_own_law() -> None:
+def test_rows_are_drawn_each_with_its_own_law(monkeypatch) -> None:
     """Guards against rows mixed up in a batch, and against a draw that depends on the other rows."""
-    log_q = random_log_p(2, (64, 30))
-    uniforms = torch.rand(64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    together = draw(log_q, uniforms)
-    assert together.dtype == torch.int64
-    alone = [int(draw(log_q[i : i + 1], uniforms[i : i + 1])) for i in range(64)]
-    assert together.tolist() == alone
+    logits = random_log_p(2, (64, 700)).float()
+    generator = torch.Generator().manual_seed(3)
+    uniforms, betas = torch.rand((2, 64), generator=generator, dtype=torch.float64)
+    some = torch.arange(0, 64, 3)
+    monkeypatch.setattr("lm_power.target._CACHED", 7 * 700)  # seven rows at a time
+    together = draw_next(logits, betas, uniforms, some, some + 5)
+    assert together.tokens.dtype == torch.int64
+    for i in range(64):
+        mine = torch.tensor([0] * (i % 3 == 0))
+        alone = draw_next(logits[i : i + 1], betas[i : i + 1], uniforms[i : i + 1], mine, mine + i + 5)
+        for name in ("tokens", "log_p", "log_q"):
+            assert torch.equal(getattr(alone, name)[0], getattr(together, name)[i])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_draw_is_by_the_formulas(dtype: torch.dtype) -> None:
+    """Guards the fused draw: tokens from q, or from q without one, and log p and log q both those of the whole law."""
+    logits = (2 * torch.randn((1, 900), generator=torch.Generator().manual_seed(1))).to(dtype)
+    n = 3000
+    uniforms = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    rows, likeliest = logits.expand(n, -1), int(logits.argmax())
+    for excluding in (torch.arange(0), torch.arange(n)):
+        betas = torch.full((n,), 3.0, dtype=torch.float64)
+        drawn = draw_next(rows, betas, uniforms, excluding, torch.full((len(excluding),), likeliest))
+        log_p = log_probabilities(logits.double())[0]
+        log_q = log_proposal(log_p, 3.0)
+        close = {"atol": 1e-12 if dtype is torch.float64 else 3e-6, "rtol": 1e-6}
+        torch.testing.assert_close(drawn.log_p.double(), log_p[drawn.tokens], **close)
+        torch.testing.assert_close(drawn.log_q.double(), log_q[drawn.tokens], **close)
+        law = log_q.exp()
+        if len(excluding):
+            law[likeliest] = 0
+        counts = torch.bincount(drawn.tokens, minlength=900)
+        assert (counts - n * law / law.sum()).abs().max() < 1.01
+
+
+def test_a_draw_never_leaves_the_tokens_that_are_possible() -> None:
+    """Guards against a token without weight next to a block's edge, where the level is rounded."""
+    weights = torch.rand((1, 5000), generator=torch.Generator().manual_seed(7))
+    weights[:, torch.rand(5000, generator=torch.Generator().manual_seed(8)) < 0.9] = 0
+    edges = (weights.double().cumsum(-1) / weights.double().sum())[0]
+    near = torch.cat([edges, edges.nextafter(torch.zeros(1).double()), edges * (1 - 1e-7), edges * (1 + 1e-7)])
+    uniforms = near.clamp(0, BELOW_ONE)
+    drawn = draw(weights.expand(len(uniforms), -1), uniforms)
+    assert bool((weights[0, drawn] > 0).all())
 
 
 def test_a_large_float32_vocabulary_keeps_its_tail() -> None:

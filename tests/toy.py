@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import scipy.stats
 
-from lm_power.chains import EMPTY_STATE, Chain, Info, State, Stream
+from lm_power.chains import EMPTY_STATE, Chain, Info, Move, State, Stream
 from lm_power.chains.metropolis import BlockwiseMetropolis
 from lm_power.records import FinishedBy, FloatArray, Request, Segment
 from lm_power.theory import SequenceDistribution
@@ -67,29 +67,40 @@ class Toy:
 
     def segment(self, tokens: Tokens, keep: int, beta: float, horizon: int) -> Segment:
         """What an engine hands back when it has drawn `tokens[keep:]` after `tokens[:keep]`."""
-        ended = self.ended(tokens, horizon)
-        assert ended is not None
         pairs = [self.log_probs(tokens[:t], beta) for t in range(keep, len(tokens))]
         chosen = list(zip(pairs, tokens[keep:], strict=True))
         return Segment(
             np.array(tokens[keep:]),
             np.array([log_p[token] for (log_p, _), token in chosen]),
             np.array([log_q[token] for (_, log_q), token in chosen]),
-            ended,
+            self.ended(tokens, horizon),
         )
 
     def state(self, tokens: Tokens, beta: float, horizon: int) -> State:
         """A chain's state that holds `tokens`, in stage 1 with no step done yet."""
         return dataclasses.replace(EMPTY_STATE.spliced(0, self.segment(tokens, 0, beta, horizon)), step=0)
 
+    def draw_law(self, prefix: Tokens, beta: float, excluded: int | None) -> FloatArray:
+        """[vocabulary] probabilities of the next token under q, without `excluded` if that is a token."""
+        q = np.exp(self.log_probs(prefix, beta)[1])
+        if excluded is not None:
+            q[excluded] = 0
+        return q / q.sum()
+
     def decode(self, kept: Tokens, request: Request) -> Segment:
-        """An engine in miniature: draw from q with the request's uniforms until terminal at its horizon."""
-        tokens = kept
+        """An engine in miniature: draw from q as the request says until terminal, or below its bound."""
+        tokens, excluded, bound, weight = kept, request.excluded_first_token, request.reject_below, 0.0
         for uniform in request.uniforms:
-            _, log_q = self.log_probs(tokens, request.beta)
-            token = np.searchsorted(np.cumsum(np.exp(log_q))[:-1], uniform, side="right")
-            tokens = (*tokens, int(token))
+            law = self.draw_law(tokens, request.beta, excluded)
+            token = int(np.searchsorted(np.cumsum(law)[:-1], uniform, side="right"))
+            excluded = None
+            if bound is not None:
+                log_p, log_q = (table[token] for table in self.log_probs(tokens, request.beta))
+                weight += min(0, bound.log_p * log_p + bound.log_q * log_q)
+            tokens = (*tokens, token)
             if self.ended(tokens, request.horizon):
+                break
+            if bound is not None and weight + bound.log_length * math.log(len(tokens) + 1) < bound.value:
                 break
         return self.segment(tokens, request.keep, request.beta, request.horizon)
 
@@ -127,9 +138,9 @@ def power_law(toy: Toy, completions: list[Tokens], alpha: float) -> FloatArray:
 def transition_matrix(toy: Toy, chain: BlockwiseMetropolis) -> tuple[list[Tokens], FloatArray]:
     """One Metropolis-Hastings step in stage 1 as a matrix, by the chain's own code.
 
-    For every completion x and cut i, every proposal y enters with its q-probability and is accepted with
-    probability `min(1, exp(log_ratio))`; that `propose` and `advance` do draw the cut uniformly and accept
-    with that probability has tests of its own.
+    For every completion x and cut i, every proposal y enters with its probability and is accepted with
+    probability `min(1, exp(log_ratio))`; that `propose` and `advance` do draw the cut uniformly, keep tokens
+    with the probabilities of coupled resume and accept with that probability has tests of its own.
 
     Returns:
         The states: all completions terminal at the stage's horizon, then whatever else a (broken) chain
@@ -151,21 +162,62 @@ def transition_matrix(toy: Toy, chain: BlockwiseMetropolis) -> tuple[list[Tokens
     return states, matrix
 
 
+def proposals(toy: Toy, chain: BlockwiseMetropolis, x: Tokens, cut: int) -> Iterator[tuple[Move, Tokens, float]]:
+    """Every way to propose from x at a cut: (move with u = 1, proposal y, probability).
+
+    Which tokens of x are kept, and which first token is excluded, is what the chain itself asks for when its
+    coins fall so; the probabilities of the coins are those of coupled resume.
+    """
+    ended_at = len(x) if toy.ended(x, chain.horizon(1)) is None else chain.horizon(1)
+    state = toy.state(x, chain.beta, ended_at)
+    kept = np.exp(state.log_q[cut:])
+    for refused in range(len(kept)) if chain.coupled_resume else [None]:
+        coins = None if refused is None else np.arange(len(kept)) == refused  # 1 is never below q, 0 always
+        move = chain.propose(state, Scripted(cut, coins))
+        of_move = 1.0 if refused is None else float(kept[:refused].prod() * (1 - kept[refused]))
+        request = move.request
+        assert request is not None
+        law = toy.draw_law(x[: request.keep], chain.beta, request.excluded_first_token)
+        for y in toy.completions(request.horizon, x[: request.keep]):
+            log_q = toy.segment(y, request.keep, chain.beta, request.horizon).log_q
+            yield move, y, of_move * law[y[request.keep]] * math.exp(math.fsum(log_q[1:]))
+    if chain.coupled_resume:
+        yield chain.propose(state, Scripted(cut, np.zeros(len(kept)))), x, float(kept.prod())
+
+
 def _moves(toy: Toy, chain: BlockwiseMetropolis, x: Tokens) -> Iterator[tuple[Tokens, float]]:
     """(next state, probability) pairs of one step from x; a next state can occur several times."""
     ended_at = len(x) if toy.ended(x, chain.horizon(1)) is None else chain.horizon(1)
     state = toy.state(x, chain.beta, ended_at)
-    request = chain.propose(state, ANY_STREAM)
     for cut in range(len(x)):
-        asked = dataclasses.replace(request, keep=cut)
-        for y in toy.completions(request.horizon, x[:cut]):
-            segment = toy.segment(y, cut, chain.beta, request.horizon)
-            _, info = chain.advance(state, asked, segment)
+        for move, y, probability in proposals(toy, chain, x, cut):
+            request = move.request
+            segment = None if request is None else toy.segment(y, request.keep, chain.beta, request.horizon)
+            _, info = chain.advance(state, move, segment)
             assert info.log_ratio is not None
-            proposed = math.exp(math.fsum(segment.log_q)) / len(x)
+            proposed = probability / len(x)
             accepted = math.exp(min(0.0, info.log_ratio))
             yield y, proposed * accepted
             yield x, proposed * (1 - accepted)
+
+
+class Scripted:
+    """Stands in for a `Stream`: a step gets this cut, u = 1 and these coins, and uniforms that are all 0."""
+
+    def __init__(self, cut: int, coins: FloatArray | None) -> None:
+        self.cut, self.coins = cut, coins
+
+    def at(self, stage: int, step: int) -> Scripted:
+        return self
+
+    def integers(self, high: int) -> int:
+        return self.cut
+
+    def random(self, size: int | None = None) -> float | FloatArray:
+        if size is None:
+            return 0.0
+        coins, self.coins = self.coins, None
+        return np.zeros(size) if coins is None else coins
 
 
 def law_after(toy: Toy, chain: BlockwiseMetropolis, steps: int) -> tuple[list[Tokens], FloatArray]:
@@ -199,38 +251,55 @@ def agreement(counts: FloatArray, law: FloatArray) -> float:
     return float(scipy.stats.chisquare(observed, expected).pvalue)
 
 
-def trace(toy: Toy, chain: Chain, stream: Stream) -> Iterator[tuple[State, Request, Info, State]]:
-    """Run a chain to its end: (state before, request, what happened, state after) of every step."""
+def trace(toy: Toy, chain: Chain, stream: Stream) -> Iterator[tuple[State, Move, Info, State]]:
+    """Run a chain to its end: (state before, move, what happened, state after) of every step."""
     state = EMPTY_STATE
     while not state.done:
-        request = chain.propose(state, stream)
-        kept = tuple(state.tokens[: request.keep].tolist())
-        after, info = chain.advance(state, request, toy.decode(kept, request))
-        yield state, request, info, after
+        move = chain.propose(state, stream)
+        after, info = chain.advance(state, move, decoded(toy, state, move))
+        yield state, move, info, after
         state = after
+
+
+def decoded(toy: Toy, state: State, move: Move) -> Segment | None:
+    """What an engine hands back for the move's request, if it has one."""
+    request = move.request
+    return None if request is None else toy.decode(tuple(state.tokens[: request.keep].tolist()), request)
 
 
 class WithoutCutRatio(BlockwiseMetropolis):
     """Broken as the released code is: log n − log n' is left out of the ratio."""
 
-    def log_ratio(self, current: State, proposal: State, cut: int) -> float:
-        return self.log_weight(proposal, cut) - self.log_weight(current, cut)
+    def log_ratio(self, current: State, segment: Segment, keep: int) -> float:
+        cuts = math.log(len(current)) - math.log(keep + len(segment.tokens))
+        return super().log_ratio(current, segment, keep) - cuts
 
 
 class WithTruncatedWeights(BlockwiseMetropolis):
     """Broken as the released code is: the current suffix's weights are cut to the proposal's length."""
 
-    def log_ratio(self, current: State, proposal: State, cut: int) -> float:
-        seen = dataclasses.replace(current, log_p=current.log_p[: len(proposal)], log_q=current.log_q[: len(proposal)])
-        cuts = math.log(len(current)) - math.log(len(proposal))
-        return self.log_weight(proposal, cut) - self.log_weight(seen, cut) + cuts
+    def log_ratio(self, current: State, segment: Segment, keep: int) -> float:
+        unseen = slice(keep + len(segment.tokens), None)
+        return super().log_ratio(current, segment, keep) + self.log_weight(current.log_p[unseen], current.log_q[unseen])
 
 
 class WithCappedProposals(BlockwiseMetropolis):
     """Broken as the released code is: a proposal is never longer than the current completion."""
 
-    def propose(self, state: State, stream: Stream) -> Request:
-        request = super().propose(state, stream)
-        if state.step is None:
-            return request
-        return dataclasses.replace(request, horizon=len(state), uniforms=request.uniforms[: len(state) - request.keep])
+    def propose(self, state: State, stream: Stream) -> Move:
+        move = super().propose(state, stream)
+        if state.step is None or move.request is None:
+            return move
+        room = len(state) - move.request.keep
+        capped = dataclasses.replace(move.request, horizon=len(state), uniforms=move.request.uniforms[:room])
+        return dataclasses.replace(move, request=capped)
+
+
+class WithoutExclusion(BlockwiseMetropolis):
+    """Broken as a careless coupled resume is: after a refusal the refused token can be drawn again."""
+
+    def propose(self, state: State, stream: Stream) -> Move:
+        move = super().propose(state, stream)
+        if move.request is None:
+            return move
+        return dataclasses.replace(move, request=dataclasses.replace(move.request, excluded_first_token=None))

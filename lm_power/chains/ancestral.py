@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lm_power.chains.base import Info, State, Stream
+from lm_power.chains.base import Info, Move, State, Stream
 from lm_power.records import Request, Segment
 
 
@@ -23,12 +23,20 @@ class Ancestral:
     beta: float
     max_new_tokens: int
 
-    def propose(self, state: State, stream: Stream) -> Request:
+    def propose(self, state: State, stream: Stream) -> Move:
         """The whole completion, in one request."""
         uniforms = stream.at(1, 0).random(self.max_new_tokens)
-        return Request(0, self.max_new_tokens, self.beta, uniforms)
+        return Move(Request(0, self.max_new_tokens, self.beta, uniforms))
 
-    def advance(self, state: State, request: Request, segment: Segment) -> tuple[State, Info]:
+    def advance(self, state: State, move: Move, segment: Segment | None) -> tuple[State, Info]:
         """The draw is the result."""
+        assert segment is not None
         state = dataclasses.replace(state.spliced(0, segment), step=0, done=True)
         return state, Info(proposed=False, accepted=True)
+
+    def if_rejected(self, state: State, move: Move) -> None:
+        """It never is."""
+
+    def work_left(self, state: State) -> float:
+        """What the horizon leaves room for; nothing is known before the draw is done."""
+        return float(self.max_new_tokens - len(state))

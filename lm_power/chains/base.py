@@ -51,13 +51,29 @@ EMPTY_STATE = State(np.empty(0, np.int64), np.empty(0), np.empty(0))
 
 
 @dataclasses.dataclass(frozen=True)
+class Move:
+    """What a chain does next; all its random choices but the tokens to be decoded are made.
+
+    Attributes:
+        request: what has to be decoded; None where the proposal is the current completion itself.
+        cut: the cut i of a Metropolis-Hastings proposal, tokens; None for an extension.
+        log_uniform: log u of the acceptance test; None for an extension, which is taken as it comes.
+    """
+
+    request: Request | None
+    cut: int | None = None
+    log_uniform: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Info:
     """What happened in one `advance`: diagnostics only.
 
     Attributes:
-        proposed: the request was a Metropolis-Hastings proposal (not an extension).
+        proposed: the move was a Metropolis-Hastings proposal (not an extension).
         accepted: the segment is part of the new state; if not, the old state stands.
-        log_ratio: log acceptance ratio r, nats; None for an extension.
+        log_ratio: log acceptance ratio r, nats; None for an extension, and for a proposal rejected before it
+            was terminal.
     """
 
     proposed: bool
@@ -103,12 +119,20 @@ def _digest(data: bytes) -> bytes:
 
 
 class Chain(Protocol):
-    """An algorithm: State in, Request out, Segment in, State out. It knows no model and does no I/O."""
+    """An algorithm: State in, Move out, Segment in, State out. It knows no model and does no I/O."""
 
-    def propose(self, state: State, stream: Stream) -> Request:
-        """What to decode next. `state.done` must be false."""
+    def propose(self, state: State, stream: Stream) -> Move:
+        """What to do next. `state.done` must be false."""
         ...
 
-    def advance(self, state: State, request: Request, segment: Segment) -> tuple[State, Info]:
-        """The next state, given what was decoded for `request`."""
+    def advance(self, state: State, move: Move, segment: Segment | None) -> tuple[State, Info]:
+        """The next state, given what was decoded for `move.request` (None where there is no request)."""
+        ...
+
+    def if_rejected(self, state: State, move: Move) -> State | None:
+        """The next state if the move's proposal is rejected; None where it cannot be."""
+        ...
+
+    def work_left(self, state: State) -> float:
+        """Tokens that may still have to be decoded until the chain is done: a guess, to compare chains by."""
         ...

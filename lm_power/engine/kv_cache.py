@@ -118,6 +118,9 @@ class RowCache(Cache):
             if shadow:
                 self._shadow += [torch.empty_like(tensor) for tensor in pair]
             layers |= {index: _RowLayer(self, pair[0][place], pair[1][place]) for place, index in enumerate(indices)}
+        # Views of each row, [layers, heads, slots, dim]: cheaper to cut than the whole at every request.
+        self._rows = list(zip(*(tensor.unbind(1) for tensor in self._storage), strict=True))
+        self._shadow_rows = list(zip(*(tensor.unbind(1) for tensor in self._shadow), strict=True))
         super().__init__(layers=[layers[index] for index in range(len(shapes))])
 
     def look_at(self, first: int, positions: Tensor, slots: Tensor, length: int) -> None:
@@ -137,15 +140,21 @@ class RowCache(Cache):
 
     def save(self, row: int, start: int, stop: int) -> None:
         """Copy slots [start, stop) of a row to its shadow."""
-        for tensor, shadow in zip(self._storage, self._shadow, strict=True):
-            shadow[:, row, :, start:stop].copy_(tensor[:, row, :, start:stop])
+        _copy(self._rows[row], self._shadow_rows[row], start, stop)
 
     def restore(self, row: int, start: int, stop: int) -> None:
         """Copy slots [start, stop) of a row's shadow back."""
-        for tensor, shadow in zip(self._storage, self._shadow, strict=True):
-            tensor[:, row, :, start:stop].copy_(shadow[:, row, :, start:stop])
+        _copy(self._shadow_rows[row], self._rows[row], start, stop)
 
-    def copy_row(self, source: int, target: int, stop: int) -> None:
-        """Copy slots [0, stop) of row `source` to row `target`."""
-        for tensor in self._storage:
-            tensor[:, target, :, :stop].copy_(tensor[:, source, :, :stop])
+    def copy_row(self, source: int, target: int, start: int, stop: int) -> None:
+        """Copy slots [start, stop) of row `source` to row `target`."""
+        _copy(self._rows[source], self._rows[target], start, stop)
+
+    def copy_shadow(self, source: int, target: int, start: int, stop: int) -> None:
+        """Copy slots [start, stop) of the shadow of row `source` to row `target`."""
+        _copy(self._shadow_rows[source], self._rows[target], start, stop)
+
+
+def _copy(source: Sequence[Tensor], target: Sequence[Tensor], start: int, stop: int) -> None:
+    for here, there in zip(source, target, strict=True):
+        there.narrow(2, start, stop - start).copy_(here.narrow(2, start, stop - start))

@@ -35,8 +35,8 @@ def rows_that_fit(backend: HFBackend, positions: int, rewinds: bool) -> int:
     for device, one_layer in widest.items():
         # Attention that repeats key/value heads makes one layer's copy a query head at a time.
         need[device] += one_layer * backend.query_groups * positions
-    # Logits, their log-softmax twice, probabilities (float32) and the cumulated sum (float64).
-    need[backend.input_device] += backend.vocabulary * (4 * 4 + 2 * 8)
+    # Logits, what is computed from them for a draw, and a block-wise copy of the weights: float32 each.
+    need[backend.input_device] += backend.vocabulary * 7 * 4
     rows = min(int(_USABLE * free_memory(device) / bytes_) for device, bytes_ in need.items())
     if rows < 1:
         each = max(need.values()) / 2**30

@@ -12,15 +12,19 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import (
+    Scripted,
     Toy,
     WithCappedProposals,
     WithoutCutRatio,
+    WithoutExclusion,
     WithTruncatedWeights,
     agreement,
     ancestral_law,
+    decoded,
     law_after,
     own_law,
     power_law,
+    proposals,
     random_toy,
     total_variation,
     trace,
@@ -41,9 +45,9 @@ class Case:
     tau: float
     horizon: int
 
-    def chain(self, kind: type[BlockwiseMetropolis] = BlockwiseMetropolis, steps: int = MANY):
+    def chain(self, kind: type[BlockwiseMetropolis] = BlockwiseMetropolis, steps: int = MANY, **accelerations: bool):
         """A chain of one block."""
-        return kind(self.alpha, 1 / self.tau, self.horizon, steps, self.horizon)
+        return kind(self.alpha, 1 / self.tau, self.horizon, steps, self.horizon, **accelerations)
 
 
 # Alpha is small and EOS unlikely, so that π spreads over completions of many lengths; the seeds are those of
@@ -56,16 +60,18 @@ CASES = {
     "proposals from the model's own law": Case(random_toy(3, (2,), seed=6, eos_bias=-2), 2.0, 1.0, 4),
     "a length cap that cuts": Case(random_toy(3, (2,), seed=7, eos_bias=-2.5), 2.0, 1 / 2, 3),
 }
+coupled_or_not = pytest.mark.parametrize("coupled", [True, False], ids=["coupled", "plain"])
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
+@coupled_or_not
 @each_case
-def test_the_target_is_invariant(case: Case) -> None:
+def test_the_target_is_invariant(case: Case, coupled: bool) -> None:
     """Guards against any error in the acceptance ratio: π P = π to 1e-12, with detailed balance.
 
     Exact, so no false alarms.
     """
-    states, matrix = transition_matrix(case.toy, case.chain())
+    states, matrix = transition_matrix(case.toy, case.chain(coupled_resume=coupled))
     target = power_law(case.toy, states, case.alpha)
     assert states == list(case.toy.completions(case.horizon))
     assert np.exp(own_law(case.toy, states).log_p).sum() == pytest.approx(1, abs=1e-12)
@@ -73,6 +79,52 @@ def test_the_target_is_invariant(case: Case) -> None:
     np.testing.assert_allclose(target @ matrix, target, atol=1e-12, rtol=0)
     flow = target[:, None] * matrix
     np.testing.assert_allclose(flow, flow.T, atol=1e-14, rtol=0)
+
+
+@each_case
+def test_coupled_resume_proposes_from_q(case: Case) -> None:
+    """Guards the coupling: from any x and cut, what is proposed has the law q of a free draw, to 1e-12.
+
+    So the matrix of a step is that of plain Metropolis-Hastings. Exact, so no false alarms. A coupling that may
+    draw the refused token again is seen.
+    """
+    chain, seen = case.chain(), 0.0
+    for x in case.toy.completions(case.horizon):
+        for cut in range(len(x)):
+            ends = list(case.toy.completions(case.horizon, x[:cut]))
+            free = np.exp([case.toy.segment(y, cut, chain.beta, case.horizon).log_q.sum() for y in ends])
+            laws = []
+            for kind in (BlockwiseMetropolis, WithoutExclusion):
+                law = dict.fromkeys(ends, 0.0)
+                for _, y, probability in proposals(case.toy, case.chain(kind), x, cut):
+                    law[y] += probability
+                laws.append(np.array([*law.values()]))
+            np.testing.assert_allclose(laws[0], free, atol=1e-12, rtol=0)
+            seen = max(seen, total_variation(laws[1], free))
+    assert seen > 0.1
+    plain = transition_matrix(case.toy, case.chain(coupled_resume=False))[1]
+    np.testing.assert_allclose(transition_matrix(case.toy, chain)[1], plain, atol=1e-12, rtol=0)
+
+
+@each_case
+@pytest.mark.parametrize("kind", [BlockwiseMetropolis, PowerInf])
+def test_early_rejection_changes_no_verdict(case: Case, kind: type[BlockwiseMetropolis]) -> None:
+    """Guards the bound: a proposal stopped early is one that would have been rejected, for every x, y and u.
+
+    And the bound is worth having: some proposals are stopped. Exact, so no false alarms.
+    """
+    stopped = 0
+    for repeat in range(100):
+        stream = Stream.for_request(5, (1,), repeat)
+        with_bound = list(trace(case.toy, case.chain(kind, steps=10), stream))
+        without = list(trace(case.toy, case.chain(kind, steps=10, early_rejection=False), stream))
+        for (before, move, info, after), (_, full, verdict, expected) in zip(with_bound, without, strict=True):
+            assert info.accepted is verdict.accepted and after.tokens.tolist() == expected.tokens.tolist()
+            if info.proposed and info.log_ratio is None:
+                stopped += 1
+                assert move.request.reject_below is not None and full.request.reject_below is None
+                assert len(decoded(case.toy, before, move).tokens) < len(decoded(case.toy, before, full).tokens)
+    assert stopped > 5
 
 
 @each_case
@@ -91,7 +143,7 @@ def test_the_cap_cuts() -> None:
 
 
 @each_case
-@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("kind", [*BROKEN, WithoutExclusion])
 def test_broken_chains_are_seen(case: Case, kind: type[BlockwiseMetropolis]) -> None:
     """Guards against an invariance test without teeth: each known bug moves π by > 5e-4 a step."""
     states, matrix = transition_matrix(case.toy, case.chain(kind))
@@ -101,22 +153,22 @@ def test_broken_chains_are_seen(case: Case, kind: type[BlockwiseMetropolis]) -> 
     assert total_variation(target @ matrix, target) > 5e-4
 
 
+@coupled_or_not
 @each_case
-def test_one_step_follows_the_matrix(case: Case) -> None:
+def test_one_step_follows_the_matrix(case: Case, coupled: bool) -> None:
     """Guards against a matrix of something else than what runs: one step of the chain, decoded and sampled.
 
     2000 steps each from the two likeliest completions, by chi-square; false-alarm probability 1e-5 a case.
     """
-    chain = case.chain()
+    chain = case.chain(coupled_resume=coupled)
     states, matrix = transition_matrix(case.toy, chain)
     index = {tokens: place for place, tokens in enumerate(states)}
     for start in np.argsort(power_law(case.toy, states, case.alpha))[-2:]:
         state = case.toy.state(states[start], chain.beta, case.horizon)
         counts = np.zeros(len(states))
         for repeat in range(2000):
-            request = chain.propose(state, Stream.for_request(0, states[start], repeat))
-            segment = case.toy.decode(states[start][: request.keep], request)
-            after, _ = chain.advance(state, request, segment)
+            move = chain.propose(state, Stream.for_request(0, states[start], repeat))
+            after, _ = chain.advance(state, move, decoded(case.toy, state, move))
             counts[index[tuple(after.tokens.tolist())]] += 1
         assert agreement(counts, matrix[start]) > 5e-6
 
@@ -131,11 +183,35 @@ def test_cuts_are_uniform_and_variates_too() -> None:
     state = case.toy.state((0, 1, 0, 2), 3.0, case.horizon)
     counts = np.zeros((4, 5, 5))
     for repeat in range(20_000):
-        request = case.chain().propose(state, Stream.for_request(0, (7,), repeat))
-        u = math.exp(request.log_uniform)
-        counts[request.keep, min(int(5 * u), 4), int(5 * request.uniforms[0])] += 1
-        assert len(request.uniforms) == case.horizon - request.keep
+        move = case.chain(coupled_resume=False).propose(state, Stream.for_request(0, (7,), repeat))
+        u = math.exp(move.log_uniform)
+        counts[move.cut, min(int(5 * u), 4), int(5 * move.request.uniforms[0])] += 1
+        assert move.request.keep == move.cut and len(move.request.uniforms) == case.horizon - move.cut
     assert scipy.stats.chisquare(counts.ravel()).pvalue > 1e-5
+
+
+def test_coins_are_those_of_the_stored_log_q() -> None:
+    """Guards coupled resume in `propose`: a cut or a u that depends on the coins, tokens kept too often or seldom.
+
+    Chi-square over (cut, first refusal, fifth of u) jointly, and the first uniform of the draw is fresh in each;
+    false-alarm probability 1e-5 each.
+    """
+    case = CASES["one EOS token"]
+    state = case.toy.state((0, 1, 0, 2), 2.0, case.horizon)
+    q, counts, law, fresh = np.exp(state.log_q), np.zeros((4, 5, 5)), np.zeros((4, 5)), np.zeros(5)
+    for cut in range(4):
+        law[cut, cut:4] = [q[cut:j].prod() * (1 - q[j]) / 4 for j in range(cut, 4)]
+        law[cut, 4] = q[cut:].prod() / 4
+    for repeat in range(20_000):
+        move = case.chain().propose(state, Stream.for_request(0, (7,), repeat))
+        kept = 4 if move.request is None else move.request.keep
+        counts[move.cut, kept, min(int(5 * math.exp(move.log_uniform)), 4)] += 1
+        if move.request is not None:
+            assert move.request.excluded_first_token == state.tokens[kept]
+            assert len(move.request.uniforms) == case.horizon - kept
+            fresh[int(5 * move.request.uniforms[0])] += 1
+    assert agreement(counts.ravel(), np.repeat(law.ravel() / 5, 5)) > 1e-5
+    assert scipy.stats.chisquare(fresh).pvalue > 1e-5
 
 
 @pytest.mark.parametrize("kind", [BlockwiseMetropolis, WithoutCutRatio])
@@ -147,17 +223,18 @@ def test_acceptance_is_at_the_ratio(kind: type[BlockwiseMetropolis]) -> None:
     for x, y in itertools.permutations(case.toy.completions(case.horizon), 2):
         cut = next((t for t, (a, b) in enumerate(zip(x, y, strict=False)) if a != b))
         state = case.toy.state(x, chain.beta, case.horizon)
-        request = dataclasses.replace(chain.propose(state, Stream(b"")), keep=cut)
+        coins = (np.arange(len(x)) == cut)[cut // 2 :]
+        move = chain.propose(state, Scripted(cut // 2, coins))  # the cut is not where they come to differ
+        assert move.request.keep == cut
         segment = case.toy.segment(y, cut, chain.beta, case.horizon)
-        _, info = chain.advance(state, dataclasses.replace(request, log_uniform=0.0), segment)
+        _, info = chain.advance(state, move, segment)
         ratios.append(info.log_ratio)
         for log_uniform, accepted in [
             (info.log_ratio, True),
             (math.nextafter(info.log_ratio, math.inf), False),
             (math.nextafter(info.log_ratio, -math.inf), True),
         ]:
-            asked = dataclasses.replace(request, log_uniform=log_uniform)
-            after, info = chain.advance(state, asked, segment)
+            after, info = chain.advance(state, dataclasses.replace(move, log_uniform=log_uniform), segment)
             expected = case.toy.state(y if accepted else x, chain.beta, case.horizon)
             assert info.accepted is accepted
             assert (after.step, after.stage, after.done) == (1, 1, False)
@@ -177,17 +254,24 @@ def test_the_schedule_of_blocks(stop: tuple[int, ...]) -> None:
     ends = set()
     for repeat in range(200):
         stage, step = 1, None
-        for state, request, info, after in trace(toy, chain, Stream.for_request(0, (1,), repeat)):
+        for state, move, info, after in trace(toy, chain, Stream.for_request(0, (1,), repeat)):
             assert (state.stage, state.step) == (stage, step)
-            assert request.horizon == min(stage * block, longest)
-            assert len(request.uniforms) == request.horizon - request.keep
+            horizon = min(stage * block, longest)
+            if move.request is not None:
+                assert move.request.horizon == horizon
+                assert len(move.request.uniforms) == horizon - move.request.keep
             # A stage begins with an extension of everything so far, then makes N proposals.
-            assert info.proposed is (step is not None) is (request.log_uniform is not None)
-            assert info.proposed or request.keep == len(state)
+            assert info.proposed is (step is not None) is (move.log_uniform is not None) is (move.cut is not None)
+            assert info.proposed or move.request.keep == len(state)
+            # What prefetch counts on: after a rejection, and where nothing was decoded, the next state is known.
+            foretold = chain.if_rejected(state, move)
+            assert (foretold is None) is not info.proposed
+            if info.proposed and not (info.accepted and move.request is not None):
+                assert dataclasses.replace(foretold) == after and foretold.tokens is after.tokens
             assert info.proposed or state.finished_by in (None, FinishedBy.HORIZON)
             step = 0 if step is None else step + 1
-            assert after.finished_by is toy.ended(tuple(after.tokens.tolist()), request.horizon)
-            over = after.finished_by is not FinishedBy.HORIZON or request.horizon == longest
+            assert after.finished_by is toy.ended(tuple(after.tokens.tolist()), horizon)
+            over = after.finished_by is not FinishedBy.HORIZON or horizon == longest
             assert after.done is (step == steps and over)
             if step == steps:
                 stage, step = stage + 1, None
@@ -215,13 +299,17 @@ def test_power_inf_never_lowers_log_p(seed: int, block: int, tau: float) -> None
     """Guards against an acceptance of a worse completion, or of an equal one, and a refusal of a better."""
     toy = random_toy(3, (2,), seed=seed)
     chain = PowerInf(4.0, 1 / tau, block, 5, 4)
-    for state, request, info, after in trace(toy, chain, Stream.for_request(seed, (1,), 0)):
+    for state, move, info, after in trace(toy, chain, Stream.for_request(seed, (1,), 0)):
         if not info.proposed:
             continue
-        proposal = state.spliced(request.keep, toy.decode(tuple(state.tokens[: request.keep]), request))
+        if move.request is None:
+            assert not info.accepted and after.tokens is state.tokens
+            continue
+        asked = dataclasses.replace(move.request, reject_below=None)
+        proposal = state.spliced(asked.keep, toy.decode(tuple(state.tokens[: asked.keep]), asked))
         before, offered = math.fsum(state.log_p), math.fsum(proposal.log_p)
         assert math.fsum(after.log_p) >= before
-        assert info.log_ratio == pytest.approx(offered - before, abs=1e-12)
+        assert info.log_ratio is None or info.log_ratio == pytest.approx(offered - before, abs=1e-12)
         if abs(offered - before) > 1e-12:
             assert info.accepted is (offered > before)
         assert not (info.accepted and np.array_equal(proposal.tokens, state.tokens))
@@ -234,9 +322,10 @@ def test_ancestral_draws_once(beta: float) -> None:
     completions = list(toy.completions(4))
     counts = np.zeros(len(completions))
     for repeat in range(2000):
-        ((state, request, info, after),) = trace(toy, Ancestral(beta, 4), Stream.for_request(0, (1,), repeat))
-        assert state is EMPTY_STATE
-        assert (request.keep, request.horizon, request.beta, request.log_uniform) == (0, 4, beta, None)
+        ((state, move, info, after),) = trace(toy, Ancestral(beta, 4), Stream.for_request(0, (1,), repeat))
+        assert state is EMPTY_STATE and (move.cut, move.log_uniform) == (None, None)
+        request = move.request
+        assert (request.keep, request.horizon, request.beta, request.reject_below) == (0, 4, beta, None)
         assert (info.proposed, info.accepted, after.done) == (False, True, True)
         counts[completions.index(tuple(after.tokens.tolist()))] += 1
     # Chi-square; false-alarm probability 1e-5.
@@ -275,7 +364,6 @@ def test_token_weights_are_never_positive(seed: int, alpha: float, share: float)
     beta = 1 + share * (alpha - 1)
     toy = random_toy(5, (4,), seed=seed)
     chain = BlockwiseMetropolis(alpha, beta, 4, 1, 4)
-    request = chain.propose(EMPTY_STATE, Stream(b"%d" % seed))
-    state, _ = chain.advance(EMPTY_STATE, request, toy.decode((), request))
-    for cut in range(len(state)):
-        assert chain.log_weight(state, cut) - chain.log_weight(state, cut + 1) <= 1e-12
+    move = chain.propose(EMPTY_STATE, Stream(b"%d" % seed))
+    state, _ = chain.advance(EMPTY_STATE, move, decoded(toy, EMPTY_STATE, move))
+    assert (alpha * state.log_p - state.log_q).max() <= 1e-12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 
 import pytest
@@ -65,6 +66,17 @@ def test_log_probs_equal_a_full_forward_pass(name, attention):
     assert 2 < accepted < proposals - 2, "the run must rewind, keep and restore"
     assert max(map(len, (c.token_ids for c in completions))) > WINDOW
     assert len({len(c.token_ids) for c in completions}) > 1, "rows must end at different times"
+
+
+@pytest.mark.parametrize("on", list(itertools.product([True, False], repeat=3))[1:], ids=str)
+def test_log_probs_equal_a_full_forward_pass_without_accelerations(on):
+    """Guards: a token, or its key, that is right only while coupling, bounds and forks play together."""
+    switches = dict(zip(("coupled_resume", "early_rejection", "prefetch"), on, strict=True))
+    worst, completions = worst_difference(make_model("qwen2-sliding"), **switches)
+    assert worst < 1e-4
+    assert (sum(c.stats.tokens_coupled for c in completions) > 0) is on[0]
+    assert (sum(c.stats.rejected_early for c in completions) > 0) is on[1]
+    assert (sum(c.stats.tokens_prefetched + c.stats.tokens_dropped for c in completions) > 0) is on[2]
 
 
 def test_float64_agrees_to_rounding():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ import lm_power.sampler
 from lm_power import PowerSampler
 from lm_power.engine import Engine, HFBackend, StopStrings
 from lm_power.engine.memory import free_memory, rows_that_fit
-from lm_power.records import FinishedBy, Request, Segment
+from lm_power.records import Bound, FinishedBy, Request, Segment
 
 NO_STOPS = StopStrings(None, [], VOCABULARY)
 NO_EOS: tuple[int, ...] = ()
@@ -92,6 +93,126 @@ def test_a_rejected_proposal_leaves_the_cache_bit_for_bit(backend, cut, horizon)
     assert equal(run(untouched, 1), first)
     untouched.submit(1, request(20, 30, seed=4))
     assert equal(run(untouched, 1), after)
+
+
+def test_the_first_token_alone_is_drawn_without_the_excluded_one(backend):
+    """Guards coupled resume: the refused token drawn again, excluded at later places too, or log q of the reduced law.
+
+    Each first token of a free draw is excluded in turn; the same uniforms, rows side by side.
+    """
+    engine = make_engine(backend, rows=20)
+    for row in range(20):
+        engine.load(row, PROMPT)
+        engine.submit(row, request(0, 12, seed=row, beta=3.0))
+    free = dict(pair for _ in range(12) for pair in engine.step())
+    for row in range(20):
+        engine.settle(row, accepted=True)
+        excluded = int(free[row].tokens[4])
+        engine.submit(row, dataclasses.replace(request(4, 12, row, beta=3.0), excluded_first_token=excluded))
+    again = dict(pair for _ in range(8) for pair in engine.step())
+    assert all(again[row].tokens[0] != free[row].tokens[4] for row in range(20))
+    later = [(row, t) for row in range(20) for t in range(1, 8) if again[row].tokens[t] == free[row].tokens[4]]
+    assert later, "a token that was excluded once may come later"
+    for row in range(3):
+        tokens = [*PROMPT, *free[row].tokens[:4], *again[row].tokens]
+        with torch.inference_mode():
+            log_p = backend.model(torch.tensor([tokens])).logits[0].log_softmax(-1)[-9:-1]
+        log_q = (3 * log_p).log_softmax(-1)
+        for law, stored in [(log_p, again[row].log_p), (log_q, again[row].log_q)]:
+            expected = law.gather(1, torch.tensor(again[row].tokens)[:, None])[:, 0]
+            np.testing.assert_allclose(stored, expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("terms", [(4.0, -1.0, -1.0), (1.0, 0.0, 0.0)], ids=["power", "power_inf"])
+def test_a_draw_stops_once_it_is_below_its_bound_and_not_before(backend, terms):
+    """Guards early rejection: a stop one token early (a wrong law) or late, a sum that goes on in the next request.
+
+    And a cache that is not put back after a stop in mid-sequence.
+    """
+    engine = make_engine(backend)
+    engine.load(0, PROMPT)
+    engine.submit(0, request(0, 20, seed=1))
+    run(engine, 0)
+    engine.settle(0, accepted=True)
+    before = content(engine, 0, len(PROMPT) - 1 + 20)
+    asked = request(3, 30, seed=2, beta=4.0)
+    engine.submit(0, asked)
+    free = run(engine, 0)
+    engine.settle(0, accepted=False)
+    running = np.minimum(terms[0] * free.log_p + terms[1] * free.log_q, 0).cumsum()
+    running += terms[2] * np.log(3 + np.arange(1, 28) + 1)
+    for stop in (0, 4, 25):
+        bound = Bound(*terms, value=float(running[stop - 1 : stop + 1].mean() if stop else running[0] + 1e-6))
+        engine.submit(0, dataclasses.replace(asked, reject_below=bound))
+        segment = run(engine, 0)
+        assert segment.finished_by is None
+        np.testing.assert_array_equal(segment.tokens, free.tokens[: stop + 1])
+        engine.settle(0, accepted=False)
+        assert same(content(engine, 0, len(PROMPT) - 1 + 20), before)
+    engine.submit(0, dataclasses.replace(asked, reject_below=Bound(*terms, value=float(running[-1] + 1e-6))))
+    assert run(engine, 0).finished_by is FinishedBy.HORIZON, "terminal: its fate is the chain's to decide"
+    engine.settle(0, accepted=False)
+    engine.submit(0, asked)
+    assert equal(run(engine, 0), free), "no bound is left over"
+
+
+@pytest.mark.parametrize("cut", [0, 4, 12, 20])
+@pytest.mark.parametrize("busy", ["settled", "decoding", "decoded"])
+def test_a_fork_decodes_as_its_source_would(backend, cut, busy):
+    """Guards prefetch: the prefix copied from slots that the source's own proposal has overwritten, or is about to.
+
+    Bit for bit, whether the target holds another prompt or the same one; and giving it up leaves the source alone.
+    """
+    alone = make_engine(backend)
+    alone.load(0, PROMPT)
+    alone.submit(0, request(0, 20, seed=1))
+    run(alone, 0)
+    alone.settle(0, accepted=True)
+    alone.submit(0, request(cut, 40, seed=2))
+    expected = run(alone, 0)
+
+    for other in (PROMPT, [4, 4, 4] * 9):
+        engine = make_engine(backend)
+        engine.load(1, PROMPT)
+        engine.load(2, other)
+        engine.submit(2, request(0, 60, seed=3))
+        run(engine, 2)
+        engine.settle(2, accepted=True)
+        engine.submit(1, request(0, 20, seed=1))
+        run(engine, 1)
+        engine.settle(1, accepted=True)
+        before = content(engine, 1, len(PROMPT) - 1 + 20)
+        if busy != "settled":
+            engine.submit(1, request(6, 60, seed=4))
+            for _ in range(10):
+                engine.step()
+            if busy == "decoded":
+                run(engine, 1)
+        engine.fork(1, 2, cut)
+        engine.submit(2, request(cut, 40, seed=2))
+        assert equal(run(engine, 2), expected)
+        if busy != "settled":
+            engine.cancel(1)
+        assert same(content(engine, 1, len(PROMPT) - 1 + 20), before)
+        engine.settle(2, accepted=True)
+        engine.submit(2, request(30, 40, seed=5))
+        alone.settle(0, accepted=True)
+        alone.submit(0, request(30, 40, seed=5))
+        assert equal(run(engine, 2), run(alone, 0)), "the fork is a row like any other"
+        alone.settle(0, accepted=False)
+        alone.submit(0, request(cut, 40, seed=2))
+        run(alone, 0)
+
+
+def test_cancelling_tells_what_was_given_up(backend):
+    """Guards the count of tokens decoded for nothing, and a row that goes on after it was given up."""
+    engine = make_engine(backend)
+    engine.load(0, PROMPT)
+    engine.submit(0, request(0, 20, seed=1))
+    for _ in range(7):
+        engine.step()
+    assert engine.cancel(0) == 7
+    assert engine.step() == []
 
 
 def test_a_proposal_shorter_than_the_completion_is_rejected_cleanly(backend):
@@ -218,7 +339,9 @@ def test_prompts_are_prefilled_once_and_nothing_after_them(backend, recorded):
     out = sampler.generate([*PROMPTS, PROMPTS[1]], n=5, **OPTIONS)
     (engine,) = recorded
     assert engine.counters.prefilled == sum(len(prompt) - 1 for prompt in PROMPTS)
-    assert engine.counters.decoded == sum(c.stats.tokens_decoded for cs in out for c in cs)
+    stats = [c.stats for cs in out for c in cs]
+    assert engine.counters.decoded == sum(s.tokens_decoded + s.tokens_dropped for s in stats)
+    assert sum(s.tokens_prefetched for s in stats) > 0 < sum(s.tokens_dropped for s in stats)
     assert engine.fed == engine.counters.prefilled + engine.counters.decoded
 
 

@@ -55,11 +55,11 @@ def test_gen_kwargs_override_model_args(evaluate, tiny):
 
 def test_until_cuts_the_text_and_max_gen_toks_bounds_the_tokens(evaluate):
     """Guards against texts that run past a stop string, and a length limit that is ignored."""
-    run = evaluate(task={"generation_kwargs": {"until": ["a", "e"], "max_gen_toks": 12}, "repeats": 4})
+    run = evaluate(task={"generation_kwargs": {"until": ["a", "e"], "max_gen_toks": 6}, "repeats": 4})
     flat = [c for texts in run.completions for c in texts]
     assert not any("a" in c or "e" in c for c in flat)
     assert {"stop"} < {c.finish_reason for c in flat}
-    assert max(len(c.token_ids) for c in flat) == 12
+    assert max(len(c.token_ids) for c in flat) == 6
 
 
 def test_a_tasks_decoding_options_give_one_notice_and_change_nothing(evaluate, caplog):

@@ -125,9 +125,10 @@ def assert_same_outcome(command: Command, quiet) -> None:
 
 
 def settled(record: dict) -> dict:
-    """What two runs must agree on exactly: all but the seconds, and the last bits of log-probs."""
+    """What two runs must agree on exactly: all but seconds, work done ahead, and the last bits of log-probs."""
+    of_the_batch = {"seconds", "tokens_prefetched", "tokens_dropped"}
     inexact = {"sum_log_prob", "self_reward", "log_probs"}
-    stats = {name: value for name, value in record["stats"].items() if name != "seconds"}
+    stats = {name: value for name, value in record["stats"].items() if name not in of_the_batch}
     return {**{name: value for name, value in record.items() if name not in inexact}, "stats": stats}
 
 

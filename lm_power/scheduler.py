@@ -1,0 +1,264 @@
+"""Which row decodes what: many chains on one engine, and idle rows for those with the most work ahead."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from lm_power.chains import EMPTY_STATE, Chain, Info, Move, State, Stream
+from lm_power.completion import Stats, Steps
+from lm_power.progress import Progress
+from lm_power.records import Request, Segment
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One completion to draw.
+
+    Attributes:
+        prompt_ids: token ids of the prompt, at least one.
+        repeat: which completion of this prompt it is; 0, 1, … have streams of their own.
+    """
+
+    prompt_ids: tuple[int, ...]
+    repeat: int = 0
+
+
+class Decoder(Protocol):
+    """What the scheduler needs of an engine; see `lm_power.engine.Engine`."""
+
+    rows: int
+
+    def load(self, row: int, prompt: Sequence[int]) -> None: ...  # noqa: D102
+    def fork(self, source: int, target: int, keep: int) -> None: ...  # noqa: D102
+    def submit(self, row: int, request: Request) -> None: ...  # noqa: D102
+    def step(self) -> list[tuple[int, Segment]]: ...  # noqa: D102
+    def settle(self, row: int, accepted: bool) -> None: ...  # noqa: D102
+    def cancel(self, row: int) -> int: ...  # noqa: D102
+
+
+class Scheduler:
+    """Runs the chains of many jobs on the rows of one engine.
+
+    A chain's current completion lies in its home row; a row that falls idle starts the next job at once. When
+    no job is waiting, idle rows **prefetch**: after a rejection the state is unchanged and random numbers are
+    keyed by stage and step, so the proposals of a chain's next steps are known before the verdict on this one,
+    and are decoded beside it; they are judged in their turn, and dropped when one before them is accepted. The
+    chain is the same, token for token. With a share ρ of rejections, d proposals side by side do the work of
+    `1 + ρ + … + ρ^(d−1)` one after another; each idle row goes to the chain that would by that count finish last.
+
+    Args:
+        engine: decodes.
+        chain: the algorithm.
+        jobs: what to draw; started in the order of `starting_order`.
+        seed: of all random streams.
+        prefetch: whether idle rows work ahead.
+        progress: told of every move and completion.
+    """
+
+    WORTHWHILE = 0.05  # least probability that what is decoded ahead is used: below it the copying costs more
+
+    def __init__(
+        self, engine: Decoder, chain: Chain, jobs: Sequence[Job], seed: int, prefetch: bool, progress: Progress
+    ) -> None:
+        self.engine, self.chain, self.jobs, self.seed = engine, chain, jobs, seed
+        self.prefetch, self.progress = prefetch, progress
+        self._waiting = deque(starting_order(jobs))
+        self._idle = list(reversed(range(engine.rows)))
+        self._running: dict[int, Run] = {}  # by job
+        self._decoding: dict[int, Run] = {}  # by row
+        self._decoded, self._rejected = 2, 1  # as if one of two had been rejected: a share within (0, 1)
+
+    def finished(self) -> Iterator[Run]:
+        """The jobs' runs, as they finish."""
+        while self._waiting or self._running:
+            while self._waiting and self._idle:
+                self._start(self._waiting.popleft(), self._idle.pop())
+            touched = {}
+            for row, segment in self.engine.step():
+                run = self._decoding.pop(row)
+                run.flight_on(row).segment = segment
+                touched[run.index] = run
+            for run in touched.values():
+                if self._advance(run):
+                    del self._running[run.index]
+                    self._idle.append(run.home)
+                    self.progress.finished()
+                    yield run
+            if self.prefetch and touched and not self._waiting:
+                # Where no row is idle, a chain may still have one of its own free: its home.
+                self._work_ahead(self._running.values() if self._idle else touched.values())
+            self.progress.show(running=len(self._running))
+
+    def _start(self, index: int, row: int) -> None:
+        job = self.jobs[index]
+        self.engine.load(row, job.prompt_ids)
+        run = Run(index, Stream.for_request(self.seed, job.prompt_ids, job.repeat), home=row)
+        self._running[index] = run
+        self._advance(run)
+
+    def _advance(self, run: Run) -> bool:
+        """Settle all moves whose outcome is known, and make the next; True when the chain is done."""
+        while not run.state.done:
+            if not run.flights:
+                self._take_off(run, run.state)
+            flight = run.flights[0]
+            if flight.row is not None and flight.segment is None:
+                return False
+            run.flights.popleft()
+            info = run.land(self.chain, flight)
+            self.progress.settled(info, 0 if flight.segment is None else len(flight.segment.tokens))
+            if flight.row is None:  # nothing has changed, whatever the verdict
+                continue
+            self._decoded += info.proposed
+            self._rejected += info.proposed and not info.accepted
+            if info.accepted:
+                self._drop(run)
+            self.engine.settle(flight.row, info.accepted)
+            if flight.row != run.home:
+                if info.accepted:
+                    flight.row, run.home = run.home, flight.row
+                self._idle.append(flight.row)
+        return True
+
+    def _take_off(self, run: Run, state: State) -> None:
+        """Make the chain's move from `state`: at home, or in an idle row where home is in use."""
+        move, row = self.chain.propose(state, run.stream), None
+        if move.request is not None:
+            row = run.home
+            if not run.home_is_free():
+                row = self._idle.pop()
+                self.engine.fork(run.home, row, move.request.keep)
+            self.engine.submit(row, move.request)
+            self._decoding[row] = run
+        run.flights.append(Flight(state, move, row, ahead=bool(run.flights)))
+
+    def _work_ahead(self, runs: Iterable[Run]) -> None:
+        """Give idle rows to those of the chains that would finish last."""
+        rejected = self._rejected / self._decoded
+
+        def left(run: Run) -> float:
+            return self.chain.work_left(run.state) * (1 - rejected) / (1 - rejected ** run.decoding())
+
+        queue = [(-left(run), run.index, run) for run in runs if run.flights]
+        heapq.heapify(queue)
+        while queue:
+            _, _, run = heapq.heappop(queue)
+            last = run.flights[-1]
+            state = self.chain.if_rejected(last.state, last.move)
+            if state is None or state.done or not (self._idle or run.home_is_free()):
+                continue
+            if rejected ** run.decoding() < self.WORTHWHILE:
+                continue
+            self._take_off(run, state)
+            heapq.heappush(queue, (-left(run), run.index, run))
+
+    def _drop(self, run: Run) -> None:
+        """Give up what was decoded ahead."""
+        for flight in run.flights:
+            if flight.row is not None:
+                self._decoding.pop(flight.row, None)
+                run.dropped += self.engine.cancel(flight.row)
+                if flight.row != run.home:
+                    self._idle.append(flight.row)
+        run.flights.clear()
+
+
+def starting_order(jobs: Sequence[Job]) -> list[int]:
+    """Indices of the jobs: longest expected work first, so that no long chain is left over at the end.
+
+    The length of a completion is not known before; a longer prompt, which costs more a step and tends to ask for
+    more, goes first. Equal prompts are neighbours and share one prefill.
+    """
+    return sorted(range(len(jobs)), key=lambda i: (-len(jobs[i].prompt_ids), jobs[i].prompt_ids, jobs[i].repeat))
+
+
+@dataclasses.dataclass
+class Flight:
+    """A move that has been made and not yet settled.
+
+    Attributes:
+        state: from which it was made.
+        move: what was asked for.
+        row: which decodes it; None where there is nothing to decode.
+        ahead: it was made before the one before it was settled.
+        segment: what was decoded, once it is there.
+    """
+
+    state: State
+    move: Move
+    row: int | None
+    ahead: bool
+    segment: Segment | None = None
+
+
+@dataclasses.dataclass
+class Run:
+    """A job under way: its chain's state, its moves in flight, and what it has cost."""
+
+    index: int
+    stream: Stream
+    home: int
+    state: State = EMPTY_STATE
+    flights: deque[Flight] = dataclasses.field(default_factory=deque)
+    proposals: int = 0
+    accepted: int = 0
+    rejected_early: int = 0
+    decoded: int = 0
+    reused: int = 0
+    coupled: int = 0
+    prefetched: int = 0
+    dropped: int = 0
+    steps: list[tuple[int, int, int, int]] = dataclasses.field(default_factory=list)  # columns of `Steps`
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def home_is_free(self) -> bool:
+        """Whether the home row holds the current completion and nothing else."""
+        return all(flight.row != self.home for flight in self.flights)
+
+    def decoding(self) -> int:
+        """Moves in flight for which something is, or was, to be decoded."""
+        return sum(flight.row is not None for flight in self.flights)
+
+    def flight_on(self, row: int) -> Flight:
+        """The move that `row` decodes."""
+        return next(flight for flight in self.flights if flight.row == row)
+
+    def land(self, chain: Chain, flight: Flight) -> Info:
+        """Advance the chain by a move whose outcome is known."""
+        before, move, segment = self.state, flight.move, flight.segment
+        self.state, info = chain.advance(before, move, segment)
+        if segment is not None:
+            self.decoded += len(segment.tokens)
+            self.prefetched += len(segment.tokens) if flight.ahead else 0
+        if move.cut is not None:
+            kept = len(before) if move.request is None else move.request.keep
+            self.proposals += 1
+            self.accepted += info.accepted
+            self.rejected_early += segment is not None and segment.finished_by is None
+            self.reused += kept
+            self.coupled += kept - move.cut
+            self.steps.append((before.stage, move.cut, len(before), int(info.accepted)))
+        return info
+
+    def stats(self) -> Stats:
+        """What it has cost so far."""
+        return Stats(
+            proposals=self.proposals,
+            accepted=self.accepted,
+            tokens_decoded=self.decoded,
+            tokens_reused=self.reused,
+            seconds=time.perf_counter() - self.started,
+            rejected_early=self.rejected_early,
+            tokens_coupled=self.coupled,
+            tokens_prefetched=self.prefetched,
+            tokens_dropped=self.dropped,
+        )
+
+    def all_steps(self) -> Steps:
+        """The Metropolis-Hastings steps made."""
+        return Steps(*zip(*self.steps, strict=True)) if self.steps else Steps()

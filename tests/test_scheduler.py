@@ -1,0 +1,174 @@
+"""Scheduling without a model: makespan against the ideal, and prefetch against the same chains without it.
+
+A stand-in engine counts time in forward passes; a stand-in chain has completions of given lengths, cut uniformly and
+accepted with a given probability, on the real schedule of blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from lm_power.chains import BlockwiseMetropolis, Info, Move, State, Stream
+from lm_power.progress import Progress
+from lm_power.records import FinishedBy, Request, Segment
+from lm_power.scheduler import Job, Run, Scheduler, starting_order
+
+JOBS, ROWS = 200, 64
+MEAN, LONGEST = 680, 3072  # tokens; Qwen2.5-Math-7B on MATH500 (Karan & Du 2025)
+
+
+class FakeEngine:
+    """Takes one pass a token and hands back tokens that say nothing; checks that it is used as it may be."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.passes, self.decoded = rows, 0, 0
+        self._left: dict[int, int] = {}
+        self._asked: dict[int, Request] = {}
+        self._length = [0] * rows  # of the settled completion
+        self._at_risk: set[int] = set()
+
+    def load(self, row: int, prompt: Sequence[int]) -> None:
+        assert row not in self._at_risk
+        self._length[row] = 0
+
+    def fork(self, source: int, target: int, keep: int) -> None:
+        assert target not in self._at_risk and keep <= self._length[source]
+        self._length[target] = keep
+
+    def submit(self, row: int, request: Request) -> None:
+        assert row not in self._at_risk and request.keep <= self._length[row]
+        self._left[row] = request.horizon - request.keep
+        self._asked[row] = request
+        self._at_risk.add(row)
+
+    def settle(self, row: int, accepted: bool) -> None:
+        assert row not in self._left
+        self._at_risk.remove(row)
+        if accepted:
+            self._length[row] = self._asked[row].horizon
+
+    def cancel(self, row: int) -> int:
+        request = self._asked[row]
+        done = request.horizon - request.keep - self._left.pop(row, 0)
+        self._at_risk.remove(row)
+        return done
+
+    def step(self) -> list[tuple[int, Segment]]:
+        """On to the next pass after which a row has finished."""
+        passes = min(self._left.values())
+        self.passes += passes
+        self.decoded += passes * len(self._left)
+        self._left = {row: left - passes for row, left in self._left.items()}
+        done = [row for row, left in self._left.items() if not left]
+        for row in done:
+            del self._left[row]
+        return [(row, self._segment(self._asked[row])) for row in done]
+
+    def _segment(self, request: Request) -> Segment:
+        tokens = np.zeros(request.horizon - request.keep, np.int64)
+        return Segment(tokens, tokens * 1.0, tokens * 1.0, FinishedBy.HORIZON)
+
+
+@functools.cache
+def final_length(stream: Stream) -> int:
+    """Lognormal; about one in a hundred runs into the limit."""
+    sigma = 0.8
+    drawn = np.exp(stream.at(0, 0).normal(np.log(MEAN) - sigma**2 / 2, sigma))
+    return int(np.clip(drawn, 20, LONGEST))
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeChain(BlockwiseMetropolis):
+    """Completions of a length that the stream decides; its EOS is the horizon of the request that reaches it."""
+
+    accepted: float = 0.0
+
+    def propose(self, state: State, stream: Stream) -> Move:
+        length = min(self.horizon(state.stage), final_length(stream))
+        if state.step is None:
+            return Move(Request(len(state), length, self.beta, np.empty(0)))
+        generator = stream.at(state.stage, state.step + 1)
+        cut = int(generator.integers(len(state)))
+        request = Request(cut, length, self.beta, np.empty(0))
+        return Move(request, cut, float(generator.random()))
+
+    def advance(self, state: State, move: Move, segment: Segment | None) -> tuple[State, Info]:
+        ended = segment.finished_by
+        if move.cut is None:
+            ended = FinishedBy.HORIZON if move.request.horizon == self.horizon(state.stage) else FinishedBy.EOS
+            after = dataclasses.replace(state.spliced(move.request.keep, segment), finished_by=ended)
+            return self._scheduled(after, step=0), Info(False, True)
+        return self._scheduled(state, state.step + 1), Info(True, move.log_uniform < self.accepted)
+
+
+def simulate(jobs: int, rows: int, accepted: float, prefetch: bool) -> tuple[FakeEngine, dict[int, Run]]:
+    engine = FakeEngine(rows)
+    chain = FakeChain(4.0, 4.0, 192, 10, LONGEST, accepted=accepted)
+    every = [Job((index,)) for index in range(jobs)]
+    runs = Scheduler(engine, chain, every, 0, prefetch, Progress(jobs)).finished()
+    return engine, {run.index: run for run in runs}
+
+
+@pytest.mark.parametrize(("accepted", "share"), [(0.1, 0.48), (0.3, 0.65)])
+def test_makespan_against_the_ideal(accepted: float, share: float) -> None:
+    """Guards against rows that idle while there is work, and against prefetch that helps the wrong chain.
+
+    No schedule without prefetch can end before the work over the rows, nor before the longest chain; with
+    lengths as in MATH500 that one decides, several times over. Prefetch cuts the time to the stated share.
+    Deterministic.
+    """
+    plain, runs = simulate(JOBS, ROWS, accepted, prefetch=False)
+    lengths = [len(run.state) for run in runs.values()]
+    assert 550 < np.mean(lengths) < 750 and max(lengths) == LONGEST
+    decoded = [run.decoded for run in runs.values()]
+    work = sum(decoded) / ROWS
+    assert plain.decoded == sum(decoded)
+    assert max(decoded) > 2 * work
+    # No job waits beside an idle row, so the last one ends at most one chain after the work over the rows.
+    assert max(work, max(decoded)) <= plain.passes <= max(decoded) + work
+    assert plain.passes < 1.15 * max(decoded)
+
+    ahead, same = simulate(JOBS, ROWS, accepted, prefetch=True)
+    for index, run in same.items():
+        expected = runs[index]
+        assert (run.steps, run.decoded, len(run.state)) == (expected.steps, expected.decoded, len(expected.state))
+        assert run.prefetched <= run.decoded
+    assert ahead.decoded == sum(decoded) + sum(run.dropped for run in same.values())
+    assert work < ahead.passes < share * plain.passes
+
+
+def test_idle_rows_go_to_the_longest_chain() -> None:
+    """Guards against rows shared out evenly: with two chains, one of them ended, the other gets the spare rows."""
+    engine = FakeEngine(8)
+    chain = FakeChain(4.0, 4.0, 192, 10, LONGEST, accepted=0.05)
+    ranked = sorted(range(40), key=lambda index: final_length(Stream.for_request(0, (index,), 0)))
+    short, long = Job((ranked[0],)), Job((ranked[-1],))
+    runs = {run.index: run for run in Scheduler(engine, chain, [short, long], 0, True, Progress(2)).finished()}
+    assert len(runs[0].state) < 192 < len(runs[1].state)
+    assert runs[1].prefetched > 0.5 * runs[1].decoded
+    # Nearly all that can be decoded ahead of its turn is: the chain takes a fraction of its own passes.
+    assert engine.passes < 0.45 * runs[1].decoded
+
+
+def test_prefetch_waits_for_the_jobs() -> None:
+    """Guards against a row that works ahead while a job is waiting for one."""
+    engine = FakeEngine(2)
+    chain = FakeChain(4.0, 4.0, 192, 10, LONGEST, accepted=0.1)
+    started = []
+    load, fork = engine.load, engine.fork
+    engine.load = lambda row, prompt: (started.append("load"), load(row, prompt))
+    engine.fork = lambda *rows: (started.append("fork"), fork(*rows))
+    runs = list(Scheduler(engine, chain, [Job((i,)) for i in range(6)], 0, True, Progress(6)).finished())
+    assert len(runs) == 6 and started.count("load") == 6 and "fork" in started
+    assert "fork" not in started[:6]
+
+
+def test_longer_prompts_start_first_and_equal_ones_together() -> None:
+    """Guards against a long job left for the end, and against a prefill a repeat."""
+    jobs = [Job((1, 2)), Job((5, 6, 7)), Job((1, 2), 1), Job((3,)), Job((5, 6, 7), 1), Job((4, 4))]
+    assert starting_order(jobs) == [1, 4, 0, 2, 5, 3]
