@@ -5,7 +5,6 @@ The pocket model answers, so that completions differ and some are right.
 
 import json
 import logging
-import subprocess
 import sys
 from pathlib import Path
 
@@ -245,33 +244,3 @@ def test_the_command_line(tmp_path, monkeypatch, capsys, caplog):
         assert line["acc"] == sum(line["doc"]["lm_power"]["correct"]) / 4
         assert line["bon_self_reward"] == max(line["doc"]["lm_power"]["self_reward"])
         assert [f"pass@{k}" in line for k in ks(4)] == [True] * 3
-
-
-def table_rows(*arguments):
-    """The printed cells of examples/pocket/table.py, as {(model, method): [acc, bon_acc, …]} without errors."""
-    command = [sys.executable, str(REPOSITORY / "examples" / "pocket" / "table.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    cells = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
-    return {(row[0], row[1].split()[0].strip(",")): [float(cell.split(" ± ")[0]) for cell in row[2:]] for row in cells}
-
-
-def test_pocket_table_prints_six_rows():
-    """The example's command, in small."""
-    rows = table_rows("--limit", "2", "--n", "2")
-    assert set(rows) == {(m, s) for m in ("pocket", "RandW") for s in ("standard", "temperature", "power")}
-    assert all(len(cells) == 4 for cells in rows.values())
-
-
-@pytest.mark.slow
-def test_pocket_table_shows_the_effect():
-    """Accuracy rises, best-of-N is above the mean, and random weights gain nothing: fixed seeds, so no luck.
-
-    The bounds are several standard errors over the 100 problems away from what was measured.
-    """
-    rows = table_rows()
-    acc = {key: cells[0] for key, cells in rows.items()}
-    assert acc["pocket", "standard"] + 0.05 < acc["pocket", "temperature"]
-    assert acc["pocket", "temperature"] + 0.1 < acc["pocket", "power"]
-    assert all(cells[1] > cells[0] + 0.03 for (model, _), cells in rows.items() if model == "pocket")
-    assert all(cells[0] < 0.05 and cells[1] < 0.1 for (model, _), cells in rows.items() if model == "RandW")

@@ -76,9 +76,8 @@ class Engine:
         self._is_eos = np.zeros(backend.vocabulary, dtype=bool)
         self._is_eos[list(eos_ids)] = True
         self._prompts: list[tuple[int, ...]] = [()] * rows  # whose keys and values lie in the row's first slots
-        self._saved: list[tuple[int, int]] = [
-            (0, 0)
-        ] * rows  # of the settled completion, tokens [keep, length) are in the shadow
+        # Of the settled completion, tokens [keep, length) are in the shadow.
+        self._saved: list[tuple[int, int]] = [(0, 0)] * rows
         # Column 0 of the history is the last prompt token, column t + 1 the completion's token t: the
         # token to feed is always the one before the token to draw.
         self._history = np.zeros((rows, max_new_tokens + 1), np.int64)

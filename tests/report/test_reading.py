@@ -278,7 +278,7 @@ BREAKS = {
     "an empty file": (lambda d: samples_of(d).write_text(""), "is empty"),
     "no prompt": (lines_changed(lambda lines: lines[1].pop("arguments")), r"jsonl:2: .*arguments"),
     "fewer rewards": (lines_changed(lambda lines: log(lines)["self_reward"].pop()), r"jsonl:1: .*self_reward"),
-    "fewer texts": (lines_changed(lambda lines: lines[0]["resps"][0].pop()), r"jsonl:1: .*2 completions are logged for 1"),
+    "fewer texts": (lines_changed(lambda lines: lines[0]["resps"][0].pop()), r"jsonl:1: .*are logged for 1"),
     "no verdict": (lines_changed(lambda lines: log(lines).update(correct=[None, 1.0])), r"jsonl:1: "),
     "a verdict of 7": (lines_changed(lambda lines: log(lines).update(correct=[7, 1])), "not between 0 and 1"),
     "uneven documents": (lines_changed(lambda lines: [c.pop() for c in log(lines).values()]), "1 to 2 completions"),
