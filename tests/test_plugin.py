@@ -309,13 +309,19 @@ def test_hook_imports_next_to_nothing(tmp_path):
 
 
 def test_startup_cost(tmp_path):
-    """The claim is 1 ms; 3 ms leaves room for a busy machine and still catches an import of `typing`."""
+    """The claim is 1 ms; 3 ms leaves room for a busy machine and still catches an import of `typing`.
+
+    Where a bare start-up is slow too (it took 12 ms on the machine of the claim), a quarter of it.
+    """
     script = REPOSITORY / "examples" / "measure_startup.py"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     table = subprocess.run(
         [sys.executable, script, "--runs", "30"], env=environment, check=True, capture_output=True, text=True
     ).stdout
-    assert float(table.split()[-2]) < 3, table
+    bare, difference = (
+        float(line.split()[-2]) for line in table.splitlines() if line.split()[:1] in (["without"], ["difference"])
+    )
+    assert difference < max(3, bare / 4), table
 
 
 def add_hook(environment: Environment, *packages: str) -> None:

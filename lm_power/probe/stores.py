@@ -47,13 +47,15 @@ class StoredDraws:
     def label(self) -> str:
         """Method and options: "power, alpha=4, block_size=192, mcmc_steps=10", "temperature=0.25", "standard".
 
-        The proposals' temperature goes unsaid where it is the default, 1/alpha.
+        Defaults that go unsaid: proposals at temperature 1/alpha, coupled resume.
         """
         if self.options["method"] == "temperature":
             return f"temperature={_short(self.options['proposal_temperature'])}"
         left_out = {"method", *_ENDS}
         if self.options.get("proposal_temperature") == 1 / self.options.get("alpha", math.inf):
             left_out.add("proposal_temperature")
+        if self.options.get("coupled_resume") is True:
+            left_out.add("coupled_resume")
         rest = [f"{name}={_short(value)}" for name, value in self.options.items() if name not in left_out]
         return ", ".join([str(self.options["method"]), *rest])
 
