@@ -23,32 +23,6 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 
 
-def log_normalizer(log_p: Tensor, beta: float | Tensor) -> Tensor:
-    """`log Z_β = log Σ_v p(v)^β`; at `β = alpha` the token weight of the proposal with τ = 1/alpha.
-
-    Args:
-        log_p: [..., vocabulary] nats.
-        beta: inverse temperature 1/τ, a number or [...].
-
-    Returns:
-        [...] nats.
-    """
-    return torch.logsumexp(_scaled(log_p, beta), dim=-1)
-
-
-def log_proposal(log_p: Tensor, beta: float | Tensor) -> Tensor:
-    """`log q(v) = β log p(v) − log Z_β`: token-wise tempering at temperature τ = 1/β.
-
-    Args:
-        log_p: [..., vocabulary] nats.
-        beta: inverse temperature 1/τ, a number or [...].
-
-    Returns:
-        [..., vocabulary] nats, of the type of `log_p`.
-    """
-    return torch.log_softmax(_scaled(log_p, beta), dim=-1)
-
-
 def exclude(log_q: Tensor, tokens: Tensor) -> Tensor:
     """`log q(v | v ≠ token)`, up to a constant a row: its largest entry is 0.
 
@@ -152,9 +126,3 @@ def _bisect(weights: Tensor, level: Tensor, relative: bool = False) -> tuple[Ten
     place = torch.searchsorted(cumulated, level, right=True).clamp_(max=weights.shape[-1] - 1)
     before = cumulated.gather(1, place) - weights.gather(1, place)  # rounding could put it above the level
     return place, (level - before).clamp_(min=0)
-
-
-def _scaled(log_p: Tensor, beta: float | Tensor) -> Tensor:
-    if isinstance(beta, Tensor):
-        return log_p * beta.to(log_p.dtype)[..., None]
-    return log_p * beta

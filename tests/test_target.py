@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_power.target import draw, draw_next, exclude, log_normalizer, log_probabilities, log_proposal
+from lm_power.target import Drawn, draw, draw_next, exclude, log_probabilities
 
 BELOW_ONE = math.nextafter(1.0, 0.0)
 
@@ -18,6 +18,13 @@ def draw_all(log_q: torch.Tensor, uniforms: list[float]) -> list[int]:
     """One row of `log_q`, one draw for each uniform."""
     rows = log_q.exp().expand(len(uniforms), -1)
     return draw(rows, torch.tensor(uniforms, dtype=torch.float64)).tolist()
+
+
+def drawn_at(logits: torch.Tensor, beta: float, n: int = 200) -> Drawn:
+    """`n` draws from one row of logits, spread evenly over q."""
+    none = torch.arange(0)
+    betas, uniforms = torch.full((n,), beta, dtype=torch.float64), (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    return draw_next(logits.expand(n, -1), betas, uniforms, none, none)
 
 
 def random_log_p(seed: int, shape: tuple[int, ...] = (3, 50)) -> torch.Tensor:
@@ -120,7 +127,7 @@ def test_a_draw_is_by_the_formulas(dtype: torch.dtype) -> None:
         betas = torch.full((n,), 3.0, dtype=torch.float64)
         drawn = draw_next(rows, betas, uniforms, excluding, torch.full((len(excluding),), likeliest))
         log_p = log_probabilities(logits.double())[0]
-        log_q = log_proposal(log_p, 3.0)
+        log_q = torch.log_softmax(3 * log_p, -1)
         close = {"atol": 1e-12 if dtype is torch.float64 else 3e-6, "rtol": 1e-6}
         torch.testing.assert_close(drawn.log_p.double(), log_p[drawn.tokens], **close)
         torch.testing.assert_close(drawn.log_q.double(), log_q[drawn.tokens], **close)
@@ -153,36 +160,30 @@ def test_a_large_float32_vocabulary_keeps_its_tail() -> None:
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(seed=st.integers(0, 10**6), beta=st.floats(0.1, 20.0))
 def test_log_q_is_the_tempered_log_p(seed: int, beta: float) -> None:
-    """Guards the identity `log q = β log p − log Z_β`, for one β and for one a row."""
-    log_p = random_log_p(seed)
-    expected = beta * log_p - torch.log((log_p.exp() ** beta).sum(-1, keepdim=True))
-    torch.testing.assert_close(log_proposal(log_p, beta), expected, atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(
-        log_proposal(log_p, beta), beta * log_p - log_normalizer(log_p, beta)[..., None], atol=1e-12, rtol=0
-    )
-    betas = torch.tensor([1.0, beta, 3.0], dtype=torch.float64)
-    for row, one in enumerate(betas.tolist()):
-        assert torch.equal(log_proposal(log_p, betas)[row], log_proposal(log_p[row], one))
-        assert torch.equal(log_normalizer(log_p, betas)[row], log_normalizer(log_p[row], one))
+    """Guards the identity `log q = β log p − log Z_β`."""
+    log_p = random_log_p(seed, (50,))
+    drawn = drawn_at(log_p, beta)
+    expected = beta * log_p - torch.log((log_p.exp() ** beta).sum())
+    torch.testing.assert_close(drawn.log_q, expected[drawn.tokens], atol=1e-9, rtol=1e-9)
 
 
 def test_beta_one_is_the_model_itself() -> None:
-    """Guards against a temperature left over: at β = 1, log q = log p and log Z = 0."""
-    log_p = random_log_p(4)
-    torch.testing.assert_close(log_proposal(log_p, 1.0), log_p, atol=1e-14, rtol=0)
-    torch.testing.assert_close(log_normalizer(log_p, 1.0), torch.zeros(3).double(), atol=1e-14, rtol=0)
+    """Guards against a temperature left over: at β = 1, log q = log p."""
+    drawn = drawn_at(random_log_p(4, (50,)), 1.0)
+    torch.testing.assert_close(drawn.log_q, drawn.log_p, atol=1e-14, rtol=0)
 
 
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(seed=st.integers(0, 10**6), alpha=st.floats(1.0, 20.0), share=st.floats(0.0, 1.0))
 def test_token_weights(seed: int, alpha: float, share: float) -> None:
     """Guards `w = α log p − log q`: at τ = 1/α it is log Z_α for every token; for 1 ≤ 1/τ ≤ α it is ≤ 0."""
-    log_p = random_log_p(seed)
-    weights = alpha * log_p - log_proposal(log_p, alpha)
-    expected = log_normalizer(log_p, alpha)[..., None].expand_as(weights)
+    log_p = random_log_p(seed, (50,))
+    drawn = drawn_at(log_p, alpha)
+    weights = alpha * drawn.log_p - drawn.log_q
+    expected = torch.logsumexp(alpha * log_p, -1).expand_as(weights)
     torch.testing.assert_close(weights, expected, atol=1e-11, rtol=0)
-    beta = 1 + share * (alpha - 1)
-    assert (alpha * log_p - log_proposal(log_p, beta)).max() <= 1e-11
+    drawn = drawn_at(log_p, 1 + share * (alpha - 1))
+    assert (alpha * drawn.log_p - drawn.log_q).max() <= 1e-11
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -198,8 +199,7 @@ def test_log_p_is_computed_wide(dtype: torch.dtype) -> None:
 
 def test_excluded_logits_stay_excluded() -> None:
     """Guards against NaN from 0·∞ or ∞ − ∞ where a model masks tokens with −inf."""
-    log_p = log_probabilities(torch.tensor([[0.0, -math.inf, 1.0]]))
     for beta in (0.5, 1.0, 4.0):
-        log_q = log_proposal(log_p, beta)
-        assert log_q[0, 1] == -math.inf
-        assert torch.isfinite(log_q[0, [0, 2]]).all() and torch.isfinite(log_normalizer(log_p, beta)).all()
+        drawn = drawn_at(torch.tensor([0.0, -math.inf, 1.0]), beta)
+        assert set(drawn.tokens.tolist()) == {0, 2}
+        assert bool((torch.isfinite(drawn.log_p) & torch.isfinite(drawn.log_q)).all())
