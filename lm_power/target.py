@@ -1,4 +1,4 @@
-"""The target p^alpha and its token-wise proposal: pure tensor functions, all in log space."""
+"""The target p^alpha and its token-wise proposal: pure tensor functions."""
 
 from __future__ import annotations
 
