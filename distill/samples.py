@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lm_power.config import OptionError, SamplerConfig, option_names
+from lm_power.config import LENGTH_NAMES, OptionError, SamplerConfig, option_names
 from lm_power.distill.sources import FINISH_REASONS, Drawn, TeacherDataError, is_int, parse_line, read_rows, require
 
 PROBLEM_FIELDS = ("problem", "question", "Question", "prompt", "instruction")
 """Where a document keeps its problem, before any template: the first of these that holds a text."""
 
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # one option's names in lm-eval
 _VERDICTS = ("acc", "exact_match")  # of a stock task's line: its metric, where it is one completion's
 
 
@@ -116,7 +115,9 @@ def _completion_facts(row: dict[str, Any], texts: int, where: str) -> list[dict[
     if told is None:
         verdict = next((row[name] for name in _VERDICTS if isinstance(row.get(name), int | float)), None)
         return [{"correct": verdict}] if texts == 1 else None
-    names = ("correct", "self_reward", "finish_reason", "cost")
+    names = ["self_reward", "finish_reason", "cost"]
+    if isinstance(told, dict) and "correct" in told:  # not where a task is judged elsewhere
+        names.append("correct")
     try:
         facts = [dict(zip(names, entry, strict=True)) for entry in zip(*(told[name] for name in names), strict=True)]
         good = 0 < len(facts) <= texts and all(map(_is_fact, facts))
@@ -129,7 +130,7 @@ def _completion_facts(row: dict[str, Any], texts: int, where: str) -> list[dict[
 def _is_fact(fact: dict[str, Any]) -> bool:
     reward, cost = fact["self_reward"], fact["cost"]
     return (
-        fact["correct"] in (0, 1)
+        fact.get("correct", 0) in (0, 1)
         and (reward is None or isinstance(reward, int | float))
         and (fact["finish_reason"] is None or fact["finish_reason"] in FINISH_REASONS)
         and (cost is None or is_int(cost.get("tokens_decoded")))
@@ -147,7 +148,7 @@ def _settings(sampler: dict[str, Any] | None, options: dict[str, Any], where: st
     if sampler is None:
         return options
     names = set(option_names())
-    lengths = [options[name] for name in _LENGTHS if options.get(name) is not None]
+    lengths = [options[name] for name in LENGTH_NAMES if options.get(name) is not None]
     chosen = {**sampler, **{name: value for name, value in options.items() if name in names}}
     try:
         config = SamplerConfig(**{**chosen, **({"max_new_tokens": lengths[0]} if lengths else {})}).deciding()

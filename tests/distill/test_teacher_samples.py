@@ -133,6 +133,15 @@ def test_verdicts_that_are_not_there(tmp_path):
     assert f"{ungraded}:1" in refused(ungraded, correct_only=True)
 
 
+def test_a_task_that_is_judged_elsewhere_teaches_too(tmp_path):
+    """Guards a run of power_alpaca_eval, which logs no verdicts, taken for damaged lines."""
+    row = sample(0, "2+2=", [" so 5", " so 4"], OURS)
+    del row["doc"]["lm_power"]["correct"]
+    path = write_samples(tmp_path, row, **RESULTS)
+    assert [s.finish_reason for s in read(path, select="all").samples] == ["length", "eos"]
+    assert "doc.lm_power.correct" in refused(path, correct_only=True)
+
+
 def test_store_and_samples_of_one_run(tmp_path):
     """Guards the join: tokens from the store, verdicts from the samples; lines never graded are dropped."""
     run = tmp_path / "run"
