@@ -18,6 +18,7 @@ from lm_power.distill.options import DistillConfig
 from lm_power.distill.parallel import on_main
 from lm_power.fingerprint import fingerprint
 from lm_power.sampler import find_eos_ids
+from lm_power.store import fingerprint_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,7 +60,7 @@ class Student:
         """
         if teacher is None or "@" not in teacher:
             return "untold"
-        if teacher.rpartition("@")[2] in self.fingerprints.values():
+        if fingerprint_of(teacher) in self.fingerprints.values():
             return "same"
         return "another" if len(self.fingerprints) == len(_DTYPES) else "unknown"
 

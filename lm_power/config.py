@@ -12,6 +12,8 @@ from typing import Any
 _LARGEST = 1e6  # of alpha and 1/tau: beyond, products with log p lose all accuracy in float32
 
 METHODS = ("power", "power_inf", "temperature", "standard")
+LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""What lm-eval calls the horizon, `max_new_tokens` here."""
 
 
 class OptionError(ValueError):

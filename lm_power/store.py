@@ -56,7 +56,7 @@ class Provenance:
 
     def key(self, prompt_ids: Sequence[int], repeat: int) -> str:
         """32 hex digits that name one completion: equal keys, equal completions."""
-        decides = [FORMAT, _fingerprint(self.model), self.options(), list(prompt_ids), repeat]
+        decides = [FORMAT, fingerprint_of(self.model), self.options(), list(prompt_ids), repeat]
         text = json.dumps(decides, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -181,7 +181,7 @@ class CompletionStore:
         self._read_up_to[Path(self._file.name)] = start + len(line)
 
     def _check(self, record: Record, where: str) -> None:
-        if _fingerprint(record["model"]) != _fingerprint(self.model):
+        if fingerprint_of(record["model"]) != fingerprint_of(self.model):
             raise StoreError(
                 f"{where}: holds completions of the model {record['model']}, this run's is {self.model}; give "
                 "each model (each adapter, dtype and initialisation) a completions folder of its own"
@@ -259,5 +259,10 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.jsonl"))
 
 
-def _fingerprint(model: str) -> str:
+def fingerprint_of(model: str) -> str:
+    """The part of "name@fingerprint" that decides which model it is; a name without one stands for itself.
+
+    >>> fingerprint_of("some/model@0123"), fingerprint_of("some/model")
+    ('0123', 'some/model')
+    """
     return model.rpartition("@")[2]

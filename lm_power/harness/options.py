@@ -9,11 +9,10 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from lm_power.config import OptionError, SamplerConfig, check_names, near_matches, option_names
+from lm_power.config import LENGTH_NAMES, OptionError, SamplerConfig, check_names, near_matches, option_names
 
 # The horizon is lm-eval's own option, max_gen_toks, with lm-eval's own aliases.
 SAMPLER_OPTIONS = tuple(name for name in option_names() if name != "max_new_tokens")
-_LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 # What tasks that assume greedy or plain sampled decoding say; the model's `method` decides instead.
 _DECODING_NAMES = ("do_sample", "temperature", "top_k", "top_p", "min_p", "num_beams")
 
@@ -46,7 +45,7 @@ def split_model_args(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     rest = {name: value for name, value in arguments.items() if name not in SAMPLER_OPTIONS}
     known = set(inspect.signature(HFLM.__init__).parameters)
     for name in rest:
-        if name in _LENGTH_NAMES:
+        if name in LENGTH_NAMES:
             raise OptionError(f"{name} in --model_args: set it by --gen_kwargs max_gen_toks={rest[name]}")
         near = near_matches(name, (*SAMPLER_OPTIONS, "completions", "randomize_weights"))
         if name not in known and near:
@@ -68,11 +67,11 @@ def plan_generation(
     Raises:
         OptionError: unknown or wrong options.
     """
-    known = ("until", "completions", *_LENGTH_NAMES, *_DECODING_NAMES, *SAMPLER_OPTIONS)
+    known = ("until", "completions", *LENGTH_NAMES, *_DECODING_NAMES, *SAMPLER_OPTIONS)
     if "randomize_weights" in generation:
         raise OptionError("randomize_weights in --gen_kwargs: weights are loaded once; set it by --model_args")
     check_names(generation, known, "option in generation kwargs")
-    lengths = {name: generation[name] for name in _LENGTH_NAMES if generation.get(name) is not None}
+    lengths = {name: generation[name] for name in LENGTH_NAMES if generation.get(name) is not None}
     if len(set(lengths.values())) > 1:
         given = " and ".join(f"{name}={length}" for name, length in lengths.items())
         raise OptionError(f"{given}: two names for one option; override the task's by the name that the task uses")

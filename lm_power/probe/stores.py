@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lm_power.cli import UserError
 from lm_power.probe.estimates import Draws, hash_reward
-from lm_power.store import Record, StoreError, read_store
+from lm_power.store import Record, StoreError, fingerprint_of, read_store
 
 Prompt = tuple[int, ...]  # token ids: what the model saw
 _ENDS = ("max_new_tokens", "stop", "eos_ids")  # options that decide what counts as a whole completion
@@ -88,7 +88,7 @@ def read_draws(folder: Path) -> list[StoredDraws]:
         raise UserError(
             f"{folder}: holds no completions (lines of *.jsonl); name the folder given to the run as completions="
         )
-    if len({_fingerprint(model) for model in models}) > 1:
+    if len({fingerprint_of(model) for model in models}) > 1:
         raise UserError(f"{folder}: holds completions of several models ({', '.join(sorted(models))}); one a folder")
     return [_sample(folder, min(models), records) for records in lines.values()]
 
@@ -121,7 +121,7 @@ def pair(base: StoredDraws, other: StoredDraws, common: bool) -> tuple[list[Draw
         UserError: different models, ends of completions or prompts; too few completions or prompts.
     """
     both = f"{base.folder} and {other.folder}"
-    if _fingerprint(base.model) != _fingerprint(other.model):
+    if fingerprint_of(base.model) != fingerprint_of(other.model):
         raise UserError(
             f"{both}: completions of different models ({base.model}, {other.model}); a gain is that of a way of "
             "sampling, with one model"
@@ -186,7 +186,3 @@ def _list(samples: Sequence[StoredDraws]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _fingerprint(model: str) -> str:
-    return model.rpartition("@")[2]

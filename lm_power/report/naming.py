@@ -9,12 +9,12 @@ from pathlib import PurePath
 from typing import Any
 
 from lm_power.cli import UserError
-from lm_power.config import OptionError, SamplerConfig, option_names
+from lm_power.config import LENGTH_NAMES, OptionError, SamplerConfig, option_names
 from lm_power.report.runs import Run
+from lm_power.store import fingerprint_of
 
 _SAYS_LITTLE = re.compile(r"model|merged|adapter|final|best|last|checkpoint.*|step.*|epoch.*", re.IGNORECASE)
 _NOT_SETTINGS = ("completions", "n")
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +41,12 @@ def describe_evaluation(config: Mapping[str, Any], model_name: str, generation: 
     told = {name: value for name, value in generation.items() if name != "until"}
     power = config.get("power_sampler")
     if isinstance(power, Mapping):
-        length = next((generation[name] for name in _LENGTHS if name in generation), power.get("max_new_tokens"))
+        length = next((generation[name] for name in LENGTH_NAMES if name in generation), power.get("max_new_tokens"))
         overridden = {name: value for name, value in generation.items() if name in option_names()}
         given = {name: value for name, value in power.items() if name != "model"}
         method, options = _power_options({**given, **overridden, "max_new_tokens": length})
         # Weights that carry one name are told apart by their fingerprint.
-        weights = {"weights": str(power["model"]).rpartition("@")[2]} if "model" in power else {}
+        weights = {"weights": fingerprint_of(str(power["model"]))} if "model" in power else {}
         settings = {"method": method, **options, "model_source": config.get("model"), **arguments, **options, **weights}
     else:
         method = "greedy" if _is_greedy(generation) else "sampled"
