@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lm_power.chains import make_chain
 from lm_power.completion import Completion
 from lm_power.config import OptionError, SamplerConfig
-from lm_power.engine import Engine, HFBackend, StopStrings
+from lm_power.engine import Counters, Engine, HFBackend, StopStrings
 from lm_power.engine.memory import rows_that_fit
 from lm_power.progress import Progress, progress_bar
 from lm_power.records import FinishedBy
@@ -29,6 +29,9 @@ class PowerSampler:
         eos_token_ids: tokens that end a completion; default: those of the model's generation config (or
             config) and of the tokenizer.
 
+    Attributes:
+        counters: what has been decoded so far, by all calls.
+
     Raises:
         UnsupportedModelError: the engine cannot serve this architecture.
         OptionError: no EOS token is known, or `max_rows` is not a whole number ≥ 1 or "auto".
@@ -47,6 +50,7 @@ class PowerSampler:
         self.tokenizer, self.max_rows = tokenizer, max_rows
         found = find_eos_ids(model, tokenizer) if eos_token_ids is None else eos_token_ids
         self.backend = HFBackend(model)
+        self.counters = Counters()
         self.eos_ids = tuple(sorted(set(found)))
         outside = [token for token in self.eos_ids if not 0 <= token < self.backend.vocabulary]
         if not self.eos_ids or outside:
@@ -210,6 +214,7 @@ class PowerSampler:
             self.eos_ids,
             stops,
             rewinds=config.method.startswith("power"),
+            counters=self.counters,
         )
         with progress_bar(len(jobs), progress) as counters:
             scheduler = Scheduler(engine, make_chain(config), jobs, config.seed, config.prefetch, counters)

@@ -23,11 +23,14 @@ class Counters:
         decoded: tokens drawn.
         prefilled: prompt tokens run through the model.
         steps: forward passes over the rows.
+        attended: positions that the busy rows' queries saw, summed over the steps: whose keys and values a step
+            has to read.
     """
 
     decoded: int = 0
     prefilled: int = 0
     steps: int = 0
+    attended: int = 0
 
 
 NO_BOUND = Bound(0.0, 0.0, 0.0, -np.inf)
@@ -52,6 +55,7 @@ class Engine:
         eos_ids: token ids that end a completion.
         stops: stop strings.
         rewinds: whether requests will ever be settled by rejection (needs twice the cache).
+        counters: what to count in; default: counters of its own.
 
     Raises:
         FloatingPointError: from `step`, where the model's logits are not finite.
@@ -69,9 +73,10 @@ class Engine:
         eos_ids: Sequence[int],
         stops: StopStrings,
         rewinds: bool = True,
+        counters: Counters | None = None,
     ) -> None:
         self.backend, self.rows, self.stops = backend, rows, stops
-        self.counters = Counters()
+        self.counters = counters or Counters()
         self._cache = RowCache(backend.shapes, rows, prompt_length + max_new_tokens, shadow=rewinds)
         self._is_eos = np.zeros(backend.vocabulary, dtype=bool)
         self._is_eos[list(eos_ids)] = True
@@ -191,6 +196,7 @@ class Engine:
         self._length[busy] += 1
         self.counters.decoded += len(busy)
         self.counters.steps += 1
+        self.counters.attended += int((self._prompt_length[busy] + at).sum())
         drawn = tokens[busy]
         below = self._fallen_below(busy, log_p[busy], log_q[busy])
         ending = self._is_eos[drawn] | (self._length[busy] >= self._horizon[busy])

@@ -343,6 +343,16 @@ def test_prompts_are_prefilled_once_and_nothing_after_them(backend, recorded):
     assert engine.counters.decoded == sum(s.tokens_decoded + s.tokens_dropped for s in stats)
     assert sum(s.tokens_prefetched for s in stats) > 0 < sum(s.tokens_dropped for s in stats)
     assert engine.fed == engine.counters.prefilled + engine.counters.decoded
+    assert sampler.counters is engine.counters
+
+
+def test_positions_that_must_be_read_are_counted(backend):
+    """By hand: a token drawn after s tokens of prompt and completion reads s positions; idle rows count nothing."""
+    engine = make_engine(backend)
+    engine.load(1, PROMPT)
+    engine.submit(1, request(0, 5, seed=1))
+    run(engine, 1)
+    assert engine.counters.attended == sum(len(PROMPT) + t for t in range(5))
 
 
 @pytest.mark.parametrize("method", ["power", "standard"])
