@@ -20,7 +20,7 @@ def log_probabilities(logits: Tensor) -> Tensor:
     Returns:
         [..., vocabulary] nats, in float32, or float64 for float64 logits.
     """
-    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+    return torch.log_softmax(_wide(logits), dim=-1)
 
 
 def exclude(log_q: Tensor, tokens: Tensor) -> Tensor:
@@ -55,24 +55,30 @@ class Drawn:
     log_q: Tensor
 
 
-def draw_next(logits: Tensor, beta: Tensor, uniforms: Tensor, excluding: Tensor, excluded: Tensor) -> Drawn:
+def draw_next(logits: Tensor, beta: Tensor, uniforms: Tensor, excluded: Tensor) -> Drawn:
     """The next token of each row, from q ∝ p^β, with its log p and log q.
 
-    `log p(v) = z_v − log Σ exp z` and `log q(v) = β·z_v − log Σ exp βz` with `z = logits − max logits`: one pass
-    over the vocabulary each, in float32, or float64 for float64 logits.
+    `log p(v) = z_v − log Σ exp z` and `log q(v) = β·z_v − log Σ exp βz` with `z = logits − max logits`, in float32,
+    or float64 for float64 logits. A CPU takes what stays in its cache and does nothing for rows that need nothing;
+    every other device, and a compiler, gets one program for all values.
 
     Args:
         logits: [rows, vocabulary], any floating type.
         beta: [rows] inverse temperatures 1/τ.
         uniforms: [rows] float64 in [0, 1).
-        excluding: [n] int64, rows that draw from q without one token; see `exclude`.
-        excluded: [n] int64, that token.
+        excluded: [rows] int64, the token that a row draws without (see `exclude`); −1: none. Its log q, and that of
+            all others, remains the one under q.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    eager = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    return (draw_next_in_cache if eager else draw_next_at_once)(logits, beta, uniforms, excluded)
+
+
+def draw_next_in_cache(logits: Tensor, beta: Tensor, uniforms: Tensor, excluded: Tensor) -> Drawn:
+    """`draw_next`, as many rows at once as stay in a CPU's cache; a second draw only where a token is excluded."""
+    logits = _wide(logits)
     beta = beta.to(logits.dtype)
     rows, size = logits.shape
-    # On a CPU as many rows at once as stay in its cache.
-    some = max(1, _CACHED // size) if logits.device.type == "cpu" else rows
+    some = max(1, _CACHED // size)
     parts = []
     for start in range(0, rows, some):
         part = slice(start, start + some)
@@ -81,16 +87,55 @@ def draw_next(logits: Tensor, beta: Tensor, uniforms: Tensor, excluding: Tensor,
         scaled = z * beta[part, None]
         weights = scaled.exp()
         tokens = draw(weights, uniforms[part])
-        mine = ((excluding >= start) & (excluding < start + some)).nonzero()[:, 0]
-        if len(mine):
-            of = excluding[mine] - start
-            rest = exclude(scaled[of], excluded[mine]).exp()
+        of = (excluded[part] >= 0).nonzero()[:, 0]
+        if len(of):
+            rest = exclude(scaled[of], excluded[part][of]).exp()
             tokens[of] = draw(rest, uniforms[part][of])
         at = tokens[:, None]
         log_p = z.gather(1, at)[:, 0] - normalizer
         log_q = scaled.gather(1, at)[:, 0] - weights.sum(dim=-1).log()
         parts.append((tokens, log_p, log_q))
     return Drawn(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def draw_next_at_once(logits: Tensor, beta: Tensor, uniforms: Tensor, excluded: Tensor) -> Drawn:
+    """`draw_next` in shapes that no value changes, so that it can be compiled, and captured in a CUDA graph.
+
+    Compiled, it reads the logits twice, in their own type, for the maxima and for the sums of blocks of 256 tokens;
+    no array of the vocabulary's size is written. The weights of the block that is drawn are computed anew.
+    """
+    size = logits.shape[-1]
+    padded = torch.nn.functional.pad(logits, (0, -size % _BLOCK), value=-torch.inf)
+    blocks, places = (
+        x.unflatten(-1, (-1, _BLOCK)) for x in (padded, torch.arange(padded.shape[-1], device=logits.device))
+    )
+    every = _wide(blocks)
+    beta, without = (x.view(-1, 1, 1) for x in (beta.to(every.dtype), excluded))
+
+    rest_top = every.masked_fill(places == without, -torch.inf).amax(dim=-1, keepdim=True).amax(dim=-2, keepdim=True)
+    own = _wide(logits.gather(1, excluded.clamp(min=0).unsqueeze(1))).unsqueeze(2)
+    top = own.where(without >= 0, -torch.inf).maximum(rest_top)
+    # Where no other token is possible, none is excluded.
+    without, origin = without.where(rest_top > -torch.inf, -1), rest_top.where(rest_top > -torch.inf, top)
+
+    def weigh(logits: Tensor, places: Tensor) -> Tensor:
+        """What `exclude` leaves of p^β at some places of each row, up to a constant a row."""
+        return ((_wide(logits) - origin) * beta).exp().masked_fill(places == without, 0)
+
+    z = every - top
+    normalizer_p = z.exp().sum(dim=-1).sum(dim=-1, keepdim=True).log()
+    normalizer_q = (z * beta).exp().sum(dim=-1).sum(dim=-1, keepdim=True).log()
+    block, level = _bisect(weigh(blocks, places).sum(dim=-1), uniforms.unsqueeze(1), relative=True)
+    places = block.unsqueeze(2) * _BLOCK + torch.arange(_BLOCK, device=logits.device)
+    inside, _ = _bisect(weigh(padded.gather(1, places.squeeze(1)).unsqueeze(1), places).squeeze(1), level)
+    tokens = (block * _BLOCK + inside).clamp(max=size - 1)
+    at = _wide(logits.gather(1, tokens)) - top.squeeze(2)
+    log_p, log_q = at - normalizer_p, at * beta.squeeze(2) - normalizer_q
+    return Drawn(tokens.squeeze(1), log_p.squeeze(1), log_q.squeeze(1))
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
@@ -120,9 +165,19 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
 def _bisect(weights: Tensor, level: Tensor, relative: bool = False) -> tuple[Tensor, Tensor]:
     """([rows, 1] first place whose cumulated weight exceeds the level, what of the level is left there)."""
     cumulated = weights.cumsum(dim=-1, dtype=torch.float64)
-    total = cumulated[:, -1:]
+    if weights.device.type != "cpu":
+        cumulated = rising(cumulated, weights)
+    total = cumulated.narrow(-1, -1, 1)
     # The level can round up to the total: one ulp below it, the draw still lands on a positive weight.
     level = torch.minimum(level * total if relative else level, torch.nextafter(total, torch.zeros_like(total)))
     place = torch.searchsorted(cumulated, level, right=True).clamp_(max=weights.shape[-1] - 1)
     before = cumulated.gather(1, place) - weights.gather(1, place)  # rounding could put it above the level
     return place, (level - before).clamp_(min=0)
+
+
+def rising(cumulated: Tensor, weights: Tensor) -> Tensor:
+    """Cumulated sums that never fall, and rise at positive weights only.
+
+    Those that are computed in parallel, each in an order of its own, are so up to rounding.
+    """
+    return cumulated.masked_fill(weights == 0, 0).cummax(dim=-1).values

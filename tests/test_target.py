@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lm_power.target import Drawn, draw, draw_next, exclude, log_probabilities
+from lm_power.target import (
+    Drawn,
+    draw,
+    draw_next,
+    draw_next_at_once,
+    draw_next_in_cache,
+    exclude,
+    log_probabilities,
+    rising,
+)
 
 BELOW_ONE = math.nextafter(1.0, 0.0)
+both_ways = pytest.mark.parametrize("draw_next", [draw_next_in_cache, draw_next_at_once])
+DrawNext = Callable[..., Drawn]
 
 
 def draw_all(log_q: torch.Tensor, uniforms: list[float]) -> list[int]:
@@ -20,11 +33,34 @@ def draw_all(log_q: torch.Tensor, uniforms: list[float]) -> list[int]:
     return draw(rows, torch.tensor(uniforms, dtype=torch.float64)).tolist()
 
 
-def drawn_at(logits: torch.Tensor, beta: float, n: int = 200) -> Drawn:
-    """`n` draws from one row of logits, spread evenly over q."""
-    none = torch.arange(0)
+def drawn_at(
+    logits: torch.Tensor, beta: float, n: int = 200, excluded: int = -1, draw_next: DrawNext = draw_next
+) -> Drawn:
+    """`n` draws from one row of logits, spread evenly over q; without a token, unless that is −1."""
     betas, uniforms = torch.full((n,), beta, dtype=torch.float64), (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    return draw_next(logits.expand(n, -1), betas, uniforms, none, none)
+    return draw_next(logits.expand(n, -1), betas, uniforms, torch.full((n,), excluded))
+
+
+def some_rows(dtype: torch.dtype, size: int, rows: int = 64) -> tuple[torch.Tensor, ...]:
+    """Arguments of `draw_next`: a third of the rows each exclude nothing, the likeliest token, some other token."""
+    generator = torch.Generator().manual_seed(size)
+    logits = (4 * torch.randn((rows, size), generator=generator)).to(dtype)
+    betas, uniforms = torch.rand((2, rows), generator=generator, dtype=torch.float64)
+    kind = torch.arange(rows) % 3
+    excluded = torch.where(kind == 0, -1, torch.where(kind == 1, logits.argmax(dim=-1), (torch.arange(rows) + 5) % size))
+    return logits, 8 * betas, uniforms, excluded
+
+
+def assert_same_draws(found: Drawn, expected: Drawn, logits: torch.Tensor) -> None:
+    """The same tokens, of the same log p and log q, up to the rounding of sums taken in another order.
+
+    That can move a boundary between tokens by about 1e-7 of the total, and a uniform falls between the two with
+    that probability: the seeds are such that none does.
+    """
+    assert torch.equal(found.tokens, expected.tokens)
+    close = {"atol": 1e-12, "rtol": 0} if logits.dtype is torch.float64 else {"atol": 1e-6, "rtol": 1e-6}
+    torch.testing.assert_close(found.log_p, expected.log_p, **close)
+    torch.testing.assert_close(found.log_q, expected.log_q, **close)
 
 
 def random_log_p(seed: int, shape: tuple[int, ...] = (3, 50)) -> torch.Tensor:
@@ -100,42 +136,108 @@ def test_a_grid_of_uniforms_gives_the_law(dtype: torch.dtype) -> None:
     assert (counts - n * log_q.double().exp()).abs().max() < 1.01
 
 
-def test_rows_are_drawn_each_with_its_own_law(monkeypatch) -> None:
+@both_ways
+def test_rows_are_drawn_each_with_its_own_law(draw_next: DrawNext, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against rows mixed up in a batch, and against a draw that depends on the other rows."""
-    logits = random_log_p(2, (64, 700)).float()
-    generator = torch.Generator().manual_seed(3)
-    uniforms, betas = torch.rand((2, 64), generator=generator, dtype=torch.float64)
-    some = torch.arange(0, 64, 3)
+    arguments = some_rows(torch.float32, 700)
     monkeypatch.setattr("lm_power.target._CACHED", 7 * 700)  # seven rows at a time
-    together = draw_next(logits, betas, uniforms, some, some + 5)
+    together = draw_next(*arguments)
     assert together.tokens.dtype == torch.int64
     for i in range(64):
-        mine = torch.tensor([0] * (i % 3 == 0))
-        alone = draw_next(logits[i : i + 1], betas[i : i + 1], uniforms[i : i + 1], mine, mine + i + 5)
+        alone = draw_next(*(argument[i : i + 1] for argument in arguments))
         for name in ("tokens", "log_p", "log_q"):
             assert torch.equal(getattr(alone, name)[0], getattr(together, name)[i])
 
 
+@both_ways
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_draw_is_by_the_formulas(dtype: torch.dtype) -> None:
+def test_a_draw_is_by_the_formulas(dtype: torch.dtype, draw_next: DrawNext) -> None:
     """Guards the fused draw: tokens from q, or from q without one, and log p and log q both those of the whole law."""
     logits = (2 * torch.randn((1, 900), generator=torch.Generator().manual_seed(1))).to(dtype)
-    n = 3000
-    uniforms = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    rows, likeliest = logits.expand(n, -1), int(logits.argmax())
-    for excluding in (torch.arange(0), torch.arange(n)):
-        betas = torch.full((n,), 3.0, dtype=torch.float64)
-        drawn = draw_next(rows, betas, uniforms, excluding, torch.full((len(excluding),), likeliest))
+    n, likeliest = 3000, int(logits.argmax())
+    for excluded in (-1, 0, likeliest):
+        drawn = drawn_at(logits, 3.0, n, excluded, draw_next)
         log_p = log_probabilities(logits.double())[0]
         log_q = torch.log_softmax(3 * log_p, -1)
         close = {"atol": 1e-12 if dtype is torch.float64 else 3e-6, "rtol": 1e-6}
         torch.testing.assert_close(drawn.log_p.double(), log_p[drawn.tokens], **close)
         torch.testing.assert_close(drawn.log_q.double(), log_q[drawn.tokens], **close)
         law = log_q.exp()
-        if len(excluding):
-            law[likeliest] = 0
+        if excluded >= 0:
+            law[excluded] = 0
         counts = torch.bincount(drawn.tokens, minlength=900)
         assert (counts - n * law / law.sum()).abs().max() < 1.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [61, 512, 5000])
+def test_both_ways_to_draw_agree(size: int, dtype: torch.dtype) -> None:
+    """Guards against a GPU that samples another law than a CPU; vocabularies of one block, of whole ones, and not."""
+    arguments = some_rows(dtype, size)
+    assert_same_draws(draw_next_at_once(*arguments), draw_next_in_cache(*arguments), arguments[0])
+
+
+@pytest.mark.parametrize("size", [512, 5000])
+def test_the_compiled_draw_is_the_same(size: int) -> None:
+    """Guards against what a compiler would refuse, or take to mean something else."""
+    arguments = some_rows(torch.bfloat16, size)
+    torch.compiler.reset()
+    compiled = torch.compile(draw_next, fullgraph=True, dynamic=False)(*arguments)
+    assert_same_draws(compiled, draw_next_in_cache(*arguments), arguments[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_no_shape_depends_on_a_value(dtype: torch.dtype) -> None:
+    """Guards against waiting for the GPU (`item`, `nonzero`, a mask as an index), which no CUDA graph can hold."""
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        logits = torch.empty((4, 700), device="cuda", dtype=dtype)
+        of_rows = torch.empty((2, 4), device="cuda", dtype=torch.float64).unbind()
+        drawn = draw_next(logits, *of_rows, torch.empty(4, device="cuda", dtype=torch.int64))
+        assert drawn.tokens.device == drawn.log_q.device == logits.device
+        assert (drawn.tokens.dtype, drawn.log_p.dtype, drawn.log_q.dtype) == (torch.int64, torch.float32, torch.float32)
+
+
+@both_ways
+@pytest.mark.parametrize("gap", [1.0, 20.0, 500.0])
+def test_a_draw_without_a_token_is_exact_even_where_it_had_nearly_all_mass(gap: float, draw_next: DrawNext) -> None:
+    """Guards coupled resume where all other tokens would underflow beside the excluded one."""
+    rest, n = torch.tensor([0.3, -1.0, 0.1, -0.4], dtype=torch.float64), 2000
+    drawn = drawn_at(torch.cat([rest, rest.new_tensor([gap])]).float(), 2.0, n, 4, draw_next)
+    counts = torch.bincount(drawn.tokens, minlength=5)
+    assert (counts[:4] - n * (2 * rest).softmax(-1)).abs().max() < 1.01
+    assert counts[4] == 0
+
+
+@both_ways
+def test_where_no_other_token_is_possible_it_is_drawn_all_the_same(draw_next: DrawNext) -> None:
+    """Guards against a draw from nothing (NaN) where a model has masked all tokens but the excluded one."""
+    logits = torch.full((300,), -math.inf)
+    logits[270] = 2.0
+    drawn = drawn_at(logits, 4.0, 5, 270, draw_next)
+    assert drawn.tokens.tolist() == [270] * 5
+    assert drawn.log_p.tolist() == drawn.log_q.tolist() == [0.0] * 5
+
+
+@both_ways
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("excluded", [-1, 7, 650])
+def test_logits_that_are_not_finite_show_in_the_log_probabilities(
+    broken: float, excluded: int, draw_next: DrawNext
+) -> None:
+    """Guards against a broken model that goes on silently, and against an index that crashes the device."""
+    logits = torch.randn((3, 700), generator=torch.Generator().manual_seed(9))
+    logits[1, 650] = broken
+    half = torch.full((3,), 0.5, dtype=torch.float64)
+    drawn = draw_next(logits, 4 * half, half, torch.full((3,), excluded))
+    assert drawn.log_p.isfinite().tolist() == drawn.log_q.isfinite().tolist() == [True, False, True]
+    assert bool(((drawn.tokens >= 0) & (drawn.tokens < 700)).all())
+
+
+def test_sums_that_are_cumulated_in_parallel_rise_at_positive_weights_only() -> None:
+    """Guards against drawing a token without weight, where a sum exceeds the one before it by rounding alone."""
+    weights = torch.tensor([[1.0, 0.0, 1.0, 1.0, 0.0]])
+    rounded = torch.tensor([[1.0, 1.0 + 1e-15, 2.0, 3.0, 3.0 - 1e-15]], dtype=torch.float64)
+    assert rising(rounded, weights).tolist() == [[1.0, 1.0, 2.0, 3.0, 3.0]]
 
 
 def test_a_draw_never_leaves_the_tokens_that_are_possible() -> None:
@@ -197,9 +299,10 @@ def test_log_p_is_computed_wide(dtype: torch.dtype) -> None:
     torch.testing.assert_close(log_p.double().exp().sum(-1), torch.ones(3).double(), atol=1e-5, rtol=0)
 
 
-def test_excluded_logits_stay_excluded() -> None:
+@both_ways
+def test_excluded_logits_stay_excluded(draw_next: DrawNext) -> None:
     """Guards against NaN from 0·∞ or ∞ − ∞ where a model masks tokens with −inf."""
     for beta in (0.5, 1.0, 4.0):
-        drawn = drawn_at(torch.tensor([0.0, -math.inf, 1.0]), beta)
+        drawn = drawn_at(torch.tensor([0.0, -math.inf, 1.0]), beta, draw_next=draw_next)
         assert set(drawn.tokens.tolist()) == {0, 2}
         assert bool((torch.isfinite(drawn.log_p) & torch.isfinite(drawn.log_q)).all())
