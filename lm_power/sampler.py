@@ -28,6 +28,7 @@ class PowerSampler:
         max_rows: completions decoded side by side, or "auto" for as many as fit.
         eos_token_ids: tokens that end a completion; default: those of the model's generation config (or
             config) and of the tokenizer.
+        cuda_graphs: on a GPU, record a decode step once and replay it; see `lm_power.engine.decode_step`.
 
     Attributes:
         counters: what has been decoded so far, by all calls.
@@ -43,13 +44,14 @@ class PowerSampler:
         tokenizer: PreTrainedTokenizerBase | None,
         max_rows: int | Literal["auto"] = 64,
         eos_token_ids: Sequence[int] | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         if max_rows != "auto" and (isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1):
             raise OptionError(f"max_rows={max_rows!r}: must be a whole number >= 1, or 'auto'")
         model.eval()
         self.tokenizer, self.max_rows = tokenizer, max_rows
         found = find_eos_ids(model, tokenizer) if eos_token_ids is None else eos_token_ids
-        self.backend = HFBackend(model)
+        self.backend = HFBackend(model, cuda_graphs=cuda_graphs)
         self.counters = Counters()
         self.eos_ids = tuple(sorted(set(found)))
         outside = [token for token in self.eos_ids if not 0 <= token < self.backend.vocabulary]
@@ -69,6 +71,7 @@ class PowerSampler:
         dtype: str = "auto",
         max_rows: int | Literal["auto"] = 64,
         peft: str | None = None,
+        cuda_graphs: bool = True,
         **model_options: Any,
     ) -> PowerSampler:
         """A sampler for a checkpoint.
@@ -79,6 +82,7 @@ class PowerSampler:
             dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
             max_rows: see the class.
             peft: hub id or folder of a PEFT adapter to load on top.
+            cuda_graphs: see the class.
             model_options: for `AutoModelForCausalLM.from_pretrained`.
         """
         import torch
@@ -92,7 +96,8 @@ class PowerSampler:
 
             model = PeftModel.from_pretrained(model, peft)
         revision = {k: v for k, v in model_options.items() if k in ("revision", "trust_remote_code", "token")}
-        return cls(model, AutoTokenizer.from_pretrained(pretrained, **revision), max_rows=max_rows)
+        tokenizer = AutoTokenizer.from_pretrained(pretrained, **revision)
+        return cls(model, tokenizer, max_rows=max_rows, cuda_graphs=cuda_graphs)
 
     def generate(
         self,
@@ -213,7 +218,6 @@ class PowerSampler:
             config.max_new_tokens,
             self.eos_ids,
             stops,
-            rewinds=config.method.startswith("power"),
             counters=self.counters,
         )
         with progress_bar(len(jobs), progress) as counters:

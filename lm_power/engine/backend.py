@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, cache_utils
@@ -13,7 +15,10 @@ from transformers.cache_utils import CacheLayerMixin
 
 from lm_power.engine.kv_cache import LayerShape, RowCache
 from lm_power.engine.masks import SUPPORTED_ATTENTION, accept_row_positions
+from lm_power.engine.transfer import send
 from lm_power.target import log_probabilities
+
+logger = logging.getLogger(__name__)
 
 # Largest root-mean-square Δ log p between decoding in rows and one full forward, in units of the logits'
 # spread. Measured on tiny models: rounding 2e-6 (float32) to 0.02 (bfloat16); positions ignored, 0.6 to 1.1.
@@ -36,13 +41,18 @@ class HFBackend:
         model: transformers causal LM, or a PEFT model around one; on one device or spread by a device map.
         verify: decode a few ragged rows and compare with a full forward pass (recommended: it catches
             architectures whose cache works in a way not foreseen here).
+        cuda_graphs: on CUDA, record a decode step as a CUDA graph and replay it.
+
+    Attributes:
+        reads_spans: the attention reads each row's visible positions only, however many it is shown.
+        replays: decode steps are recorded and replayed.
 
     Raises:
         UnsupportedModelError: encoder-decoder; recurrent, convolutional or otherwise unknown cache;
             attention implementation without explicit masks; or the comparison failed.
     """
 
-    def __init__(self, model: PreTrainedModel, verify: bool = True) -> None:
+    def __init__(self, model: PreTrainedModel, verify: bool = True, cuda_graphs: bool = True) -> None:
         self.model = model
         base: Any = getattr(model, "get_base_model", lambda: model)()
         self.config = base.config.get_text_config()
@@ -81,6 +91,21 @@ class HFBackend:
             ) from error
         heads = getattr(self.config, "num_attention_heads", self.shapes[0].heads)
         self.query_groups = max(1, heads // self.shapes[0].heads)  # query heads that share a key/value head
+        self.reads_spans = attention == "lm_power"
+        self.replays = cuda_graphs and self._can_be_recorded()
+
+    def _can_be_recorded(self) -> bool:
+        """Whether a decode step can be a CUDA graph; on CUDA, tells why not."""
+        if self.input_device.type != "cuda":
+            return False
+        reasons = []
+        if any(hasattr(module, "_hf_hook") for module in self.model.modules()):
+            reasons.append("accelerate moves its inputs or weights between devices")
+        if any(rope.get("rope_type", rope.get("type")) == "longrope" for rope in self._ropes()):
+            reasons.append("its rope_type 'longrope' asks for the longest position at each step")
+        if reasons:
+            logger.warning("%s: decode steps are not recorded as CUDA graphs: %s", self.name, "; ".join(reasons))
+        return not reasons
 
     @torch.inference_mode()
     def forward(
@@ -104,16 +129,17 @@ class HFBackend:
         return output.logits[:, -1]
 
     @torch.inference_mode()
-    def prefill(self, cache: RowCache, row: int, tokens: Sequence[int], chunk: int) -> None:
-        """Write the keys and values of `tokens` to slots 0, 1, … of a row, `chunk` tokens at a time.
+    def prefill(self, cache: RowCache, row: int, tokens: Sequence[int], chunk: int, start: int = 0) -> None:
+        """Write the keys and values of `tokens` to slots `start`, `start` + 1, … of a row, `chunk` tokens at a time.
 
         One row at a time and in fixed chunks: what is stored depends on the tokens alone, not on which
         other prompts happen to start at the same moment.
         """
-        for start in range(0, len(tokens), chunk):
-            ids = torch.tensor([tokens[start : start + chunk]], device=self.input_device)
-            slots = torch.arange(start, start + ids.shape[1], device=self.input_device)[None]
-            self.forward(cache, row, ids, slots, slots, start + ids.shape[1])
+        for first in range(0, len(tokens), chunk):
+            ids = send(np.array([tokens[first : first + chunk]], np.int64), self.input_device)
+            stop = start + first + ids.shape[1]
+            slots = torch.arange(start + first, stop, device=self.input_device)[None]
+            self.forward(cache, row, ids, slots, slots, stop)
 
     @torch.inference_mode()
     def _probe(self) -> list[LayerShape]:
@@ -144,11 +170,15 @@ class HFBackend:
             "have none. Use a transformer with attention layers only"
         )
 
+    def _ropes(self) -> list[dict[str, Any]]:
+        """The rotary embedding's settings, those of single layer types after those of all."""
+        ropes = getattr(self.config, "rope_parameters", None) or {}
+        return [ropes, *(part for part in ropes.values() if isinstance(part, dict))]
+
     def _max_positions(self) -> int | None:
         """Positions up to which the model's law does not depend on what else is in the batch, or None."""
         limit = getattr(self.config, "max_position_embeddings", None)
-        ropes = getattr(self.config, "rope_parameters", None) or {}
-        for rope in [ropes, *(part for part in ropes.values() if isinstance(part, dict))]:
+        for rope in self._ropes():
             kind = rope.get("rope_type", rope.get("type"))
             if kind == "dynamic":
                 raise UnsupportedModelError(
@@ -170,14 +200,14 @@ class HFBackend:
         mixed = torch.arange(3 * size, device=device).view(3, size) * 7919 + 13
         tokens = mixed % self.vocabulary
         start = torch.tensor([1, 4, 2], device=device)
-        cache = RowCache(self.shapes, rows=3, length=size, shadow=True)
+        cache = RowCache(self.shapes, rows=3, length=size)
         for row, stop in enumerate(start.tolist()):
             self.prefill(cache, row, tokens[row, :stop].tolist(), chunk=3)
         cache.save(1, 2, 4)
         slots = torch.tensor([[cache.trash], [3], [cache.trash]], device=device)
         idle = torch.zeros_like(slots)
         self.forward(cache, 0, idle, torch.where(slots == 3, slots, idle), slots, size)
-        cache.restore(1, 2, 4)
+        cache.restore(1)
         worst = spread = 0.0
         reference = [self.model(input_ids=tokens[row : row + 1], use_cache=False).logits[0] for row in range(3)]
         for step in range(4):

@@ -42,6 +42,14 @@ class _Window:
     positions: Tensor
     slots: Tensor
     length: int
+    _written: dict[torch.device, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
+
+    def written(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """([rows, 1] rows from the first, [rows, queries] slots) that are written; made once, not once a layer."""
+        if device not in self._written:
+            slots = self.slots.to(device)
+            self._written[device] = (torch.arange(slots.shape[0], device=device)[:, None], slots)
+        return self._written[device]
 
 
 class _RowLayer(CacheLayerMixin):
@@ -65,8 +73,7 @@ class _RowLayer(CacheLayerMixin):
         """Scatter [rows, heads, queries, dim] at the rows' slots; return what the rows may see."""
         window = self.cache.window
         keys, values = self.keys[window.first : window.last], self.values[window.first : window.last]
-        slots = window.slots.to(keys.device)
-        rows = torch.arange(slots.shape[0], device=keys.device)[:, None]
+        rows, slots = window.written(keys.device)
         keys.transpose(1, 2)[rows, slots] = key_states.transpose(1, 2)
         values.transpose(1, 2)[rows, slots] = value_states.transpose(1, 2)
         return keys[:, :, : window.length], values[:, :, : window.length]
@@ -95,10 +102,9 @@ class RowCache(Cache):
         shapes: one a layer.
         rows: sequences held.
         length: positions a row can hold.
-        shadow: also allocate what `save` and `restore` need (doubles the memory).
     """
 
-    def __init__(self, shapes: Sequence[LayerShape], rows: int, length: int, shadow: bool) -> None:
+    def __init__(self, shapes: Sequence[LayerShape], rows: int, length: int) -> None:
         self.rows, self.length, self.trash = rows, length, length
         self.window = _Window(0, 0, torch.zeros(0, 1), torch.zeros(0, 1), 0)
         by_shape = defaultdict(list)
@@ -106,7 +112,6 @@ class RowCache(Cache):
             by_shape[shape].append(index)
         # Layers of a shape share one tensor, so that saving a row's tail is one copy, not one a layer.
         self._storage: list[Tensor] = []
-        self._shadow: list[Tensor] = []
         layers: dict[int, _RowLayer] = {}
         for shape, indices in by_shape.items():
             pair = [
@@ -115,12 +120,10 @@ class RowCache(Cache):
                 for dim in (shape.key_dim, shape.value_dim)
             ]
             self._storage += pair
-            if shadow:
-                self._shadow += [torch.empty_like(tensor) for tensor in pair]
             layers |= {index: _RowLayer(self, pair[0][place], pair[1][place]) for place, index in enumerate(indices)}
         # Views of each row, [layers, heads, slots, dim]: cheaper to cut than the whole at every request.
         self._rows = list(zip(*(tensor.unbind(1) for tensor in self._storage), strict=True))
-        self._shadow_rows = list(zip(*(tensor.unbind(1) for tensor in self._shadow), strict=True))
+        self._saved: dict[int, tuple[int, list[Tensor]]] = {}  # by row: the first slot saved, and what it held
         super().__init__(layers=[layers[index] for index in range(len(shapes))])
 
     def look_at(self, first: int, positions: Tensor, slots: Tensor, length: int) -> None:
@@ -139,22 +142,30 @@ class RowCache(Cache):
         return self.window.positions
 
     def save(self, row: int, start: int, stop: int) -> None:
-        """Copy slots [start, stop) of a row to its shadow."""
-        _copy(self._rows[row], self._shadow_rows[row], start, stop)
+        """Keep a copy of slots [start, stop) of a row, in place of any that is kept of it.
 
-    def restore(self, row: int, start: int, stop: int) -> None:
-        """Copy slots [start, stop) of a row's shadow back."""
-        _copy(self._shadow_rows[row], self._rows[row], start, stop)
+        Made when it is needed and as long as it has to be: a second cache beside the first would be empty for the
+        most part.
+        """
+        self._saved[row] = (start, [slots.narrow(2, start, stop - start).clone() for slots in self._rows[row]])
+
+    def restore(self, row: int) -> None:
+        """Copy what `save` kept of a row back, and drop the copy."""
+        start, saved = self._saved.pop(row)
+        for slots, copy in zip(self._rows[row], saved, strict=True):
+            slots.narrow(2, start, copy.shape[2]).copy_(copy)
+
+    def drop(self, row: int) -> None:
+        """Drop what `save` kept of a row, if anything."""
+        self._saved.pop(row, None)
 
     def copy_row(self, source: int, target: int, start: int, stop: int) -> None:
         """Copy slots [start, stop) of row `source` to row `target`."""
-        _copy(self._rows[source], self._rows[target], start, stop)
+        for here, there in zip(self._rows[source], self._rows[target], strict=True):
+            there.narrow(2, start, stop - start).copy_(here.narrow(2, start, stop - start))
 
-    def copy_shadow(self, source: int, target: int, start: int, stop: int) -> None:
-        """Copy slots [start, stop) of the shadow of row `source` to row `target`."""
-        _copy(self._shadow_rows[source], self._rows[target], start, stop)
-
-
-def _copy(source: Sequence[Tensor], target: Sequence[Tensor], start: int, stop: int) -> None:
-    for here, there in zip(source, target, strict=True):
-        there.narrow(2, start, stop - start).copy_(here.narrow(2, start, stop - start))
+    def copy_saved(self, source: int, target: int, start: int, stop: int) -> None:
+        """Copy slots [start, stop), as `save` kept them of row `source`, to row `target`."""
+        first, saved = self._saved[source]
+        for copy, there in zip(saved, self._rows[target], strict=True):
+            there.narrow(2, start, stop - start).copy_(copy.narrow(2, start - first, stop - start))

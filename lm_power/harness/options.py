@@ -47,7 +47,7 @@ def split_model_args(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     for name in rest:
         if name in LENGTH_NAMES:
             raise OptionError(f"{name} in --model_args: set it by --gen_kwargs max_gen_toks={rest[name]}")
-        near = near_matches(name, (*SAMPLER_OPTIONS, "completions", "randomize_weights"))
+        near = near_matches(name, (*SAMPLER_OPTIONS, "completions", "cuda_graphs", "randomize_weights"))
         if name not in known and near:
             raise OptionError(f"unknown option {name!r} in --model_args: did you mean {' or '.join(near)}?")
     return ours, rest
@@ -68,8 +68,9 @@ def plan_generation(
         OptionError: unknown or wrong options.
     """
     known = ("until", "completions", *LENGTH_NAMES, *_DECODING_NAMES, *SAMPLER_OPTIONS)
-    if "randomize_weights" in generation:
-        raise OptionError("randomize_weights in --gen_kwargs: weights are loaded once; set it by --model_args")
+    for name in ("cuda_graphs", "randomize_weights"):
+        if name in generation:
+            raise OptionError(f"{name} in --gen_kwargs: the model is loaded once; set it by --model_args")
     check_names(generation, known, "option in generation kwargs")
     lengths = {name: generation[name] for name in LENGTH_NAMES if generation.get(name) is not None}
     if len(set(lengths.values())) > 1:

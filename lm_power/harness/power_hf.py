@@ -48,12 +48,14 @@ class PowerHF(HFLM):
         pretrained: Any,
         completions: str | None = None,
         randomize_weights: bool = False,
+        cuda_graphs: bool = True,
         **arguments: Any,
     ) -> None:
         ours, theirs = split_model_args(arguments)
         self.sampler_config = SamplerConfig().replace(**ours)
-        if not isinstance(randomize_weights, bool):
-            raise OptionError(f"randomize_weights={randomize_weights!r}: must be true or false")
+        for name, switch in (("randomize_weights", randomize_weights), ("cuda_graphs", cuda_graphs)):
+            if not isinstance(switch, bool):
+                raise OptionError(f"{name}={switch!r}: must be true or false")
         if randomize_weights and theirs.get("peft"):
             raise OptionError("randomize_weights=True with peft: an adapter on random weights is no control; drop one")
         self._completions = store_folder({"completions": completions})
@@ -62,13 +64,13 @@ class PowerHF(HFLM):
         self._join_processes()
         if randomize_weights:
             randomize(self.model, self.sampler_config.seed)
-        self._randomized = randomize_weights
+        self._randomized, self._cuda_graphs = randomize_weights, cuda_graphs
 
     @functools.cached_property
     def sampler(self) -> PowerSampler:
         """The sampler around the loaded model; made at the first generation, which alone needs it."""
         rows: int | Literal["auto"] = "auto" if self.batch_size == "auto" else int(self.batch_size)
-        return PowerSampler(self.model, self.tokenizer, max_rows=rows)
+        return PowerSampler(self.model, self.tokenizer, max_rows=rows, cuda_graphs=self._cuda_graphs)
 
     @functools.cached_property
     def model_name(self) -> str:

@@ -204,6 +204,32 @@ def test_a_fork_decodes_as_its_source_would(backend, cut, busy):
         run(alone, 0)
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_a_row_loaded_with_a_completion_goes_on_as_the_one_that_drew_it(backend, known):
+    """Guards: a slot that is not filled, or a token fed at the wrong place, when a completion is prefilled.
+
+    Whether or not another row holds the prompt. Not bit for bit: prefilled in one piece, they are rounded otherwise.
+    """
+    segments = []
+    for loaded in (False, True):
+        engine = make_engine(backend)
+        engine.load(1, PROMPT)
+        engine.submit(1, request(0, 20, seed=1))
+        first = run(engine, 1)
+        engine.settle(1, accepted=True)
+        if loaded:
+            engine = engine if known else make_engine(backend)
+            engine.load(2, PROMPT, first.tokens.tolist())
+        row = 2 if loaded else 1
+        for keep, horizon, accepted in [(11, 30, False), (20, 30, True), (4, 40, True)]:
+            engine.submit(row, request(keep, horizon, seed=2))
+            segments.append(run(engine, row))
+            engine.settle(row, accepted)
+    for drawn, again in zip(segments[:3], segments[3:], strict=True):
+        assert drawn.tokens.tolist() == again.tokens.tolist()
+        np.testing.assert_allclose(drawn.log_p, again.log_p, atol=1e-4)
+
+
 def test_cancelling_tells_what_was_given_up(backend):
     """Guards the count of tokens decoded for nothing, and a row that goes on after it was given up."""
     engine = make_engine(backend)
@@ -304,9 +330,9 @@ class Recording(Engine):
         self.busy: list[tuple[int, int]] = []
         type(self).made.append(self)
 
-    def load(self, row: int, prompt: Sequence[int]) -> None:
+    def load(self, row: int, prompt: Sequence[int], completion: Sequence[int] = ()) -> None:
         self.loads += 1
-        super().load(row, prompt)
+        super().load(row, prompt, completion)
 
     def step(self) -> list[tuple[int, Segment]]:
         self.busy.append((int(self._busy.sum()), self.loads))

@@ -1,0 +1,167 @@
+"""One token in every busy row, as a function of tensors that stay where they are: what a CUDA graph can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lm_power.engine.backend import HFBackend
+from lm_power.engine.cuda_graphs import Replayed
+from lm_power.engine.kv_cache import RowCache
+from lm_power.engine.transfer import Fetch, send
+from lm_power.records import Bound, Request
+from lm_power.target import Drawn, draw_next
+
+NO_BOUND = Bound(0.0, 0.0, 0.0, -np.inf)
+NO_TOKEN = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class RowState:
+    """What the device knows of the rows: lines of one [fields, rows] float64 tensor, exact for ids and lengths.
+
+    Attributes:
+        busy: 1 or 0.
+        prompt: tokens of the prompt.
+        length: tokens of the completion so far.
+        feed: the token that the model reads next: the completion's last, or the prompt's.
+        horizon, beta: as in `Request`.
+        excluded: the token that the next draw excludes, or `NO_TOKEN`.
+        log_p, log_q, log_length, value: as in `Bound`.
+        weight: the sum in `Bound`, over the new tokens.
+    """
+
+    busy: Tensor
+    prompt: Tensor
+    length: Tensor
+    feed: Tensor
+    horizon: Tensor
+    beta: Tensor
+    excluded: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    log_length: Tensor
+    value: Tensor
+    weight: Tensor
+
+
+FIELDS = len(dataclasses.fields(RowState))
+
+
+class Status(enum.IntEnum):
+    """What a step has done in a row."""
+
+    IDLE = 0
+    RUNNING = 1
+    PAUSED = 2  # at an EOS id, the horizon, or a token that could complete a stop string: the host decides
+    BELOW = 3  # paused, because it fell below its bound
+
+
+class DecodeStep:
+    """Draws one token in every busy row, and pauses the rows that may have ended.
+
+    All that a step reads and writes is on the device: the rows' state, their uniforms, the keys and values. The host
+    posts changes to single rows, which the next launch takes in, and reads results when it likes: it may launch a
+    step before it has read the last one. Nothing in a step depends on Python values that change, or asks
+    the device for one, so that the whole can be recorded and replayed.
+
+    Args:
+        backend: runs the model.
+        cache: keys and values of the rows.
+        max_new_tokens: longest completion, tokens.
+        pauses: [vocabulary] bool, tokens that may end a completion.
+    """
+
+    def __init__(self, backend: HFBackend, cache: RowCache, max_new_tokens: int, pauses: NDArray[np.bool_]) -> None:
+        self.backend, self.cache = backend, cache
+        self.device = backend.input_device
+        self._table = torch.zeros((FIELDS, cache.rows), dtype=torch.float64, device=self.device)
+        self._state = RowState(*self._table.unbind())
+        # One column more than can be drawn: where a row that has reached the longest length looks while it idles.
+        self._uniforms = torch.zeros((cache.rows, max_new_tokens + 1), dtype=torch.float64, device=self.device)
+        self._pauses = torch.from_numpy(pauses).to(self.device)
+        self._result = torch.zeros((4, cache.rows), dtype=torch.float64, device=self.device)
+        self._posted: dict[int, tuple[float, ...]] = {}  # columns of the table that the next launch replaces
+        self._resumed: set[int] = set()
+        self._results: deque[Fetch] = deque()
+        self._draw: Callable[..., Drawn] = draw_next
+        self._run: Callable[[int], None] = self._step
+        if backend.replays:
+            self._draw = torch.compile(draw_next, fullgraph=True, dynamic=False)
+            self._run = Replayed(self._step, self.device)
+
+    def begin(self, row: int, prompt: int, feed: int, request: Request) -> None:
+        """From the next launch on, decode a request in a row.
+
+        Args:
+            row: the row, whose slots hold the prompt and the tokens that the request keeps.
+            prompt: tokens of the prompt.
+            feed: the token before the one to draw.
+            request: what to decode.
+        """
+        excluded = NO_TOKEN if request.excluded_first_token is None else request.excluded_first_token
+        bound = request.reject_below or NO_BOUND
+        limits = (bound.log_p, bound.log_q, bound.log_length, bound.value)
+        self._post(row, (1, prompt, request.keep, feed, request.horizon, request.beta, excluded, *limits, 0))
+        self._uniforms[row, request.keep : request.horizon] = send(request.uniforms, self.device)
+
+    def resume(self, row: int) -> None:
+        """Go on with a paused row at the next launch."""
+        self._resumed.add(row)
+
+    def stop(self, row: int) -> None:
+        """From the next launch on, leave a row idle."""
+        self._post(row, (0,) * FIELDS)
+
+    def launch(self, shown: int) -> None:
+        """Draw one token in every busy row; `shown` slots of each row are shown to the attention."""
+        if self._posted:
+            rows, columns = np.array(list(self._posted)), np.array(list(self._posted.values()), np.float64)
+            self._table.index_copy_(1, send(rows, self.device), send(columns, self.device).T)
+            self._posted = {}
+        if self._resumed:
+            self._state.busy.index_fill_(0, send(np.array(list(self._resumed)), self.device), 1)
+            self._resumed = set()
+        self._run(shown)
+        self._results.append(Fetch(self._result))
+
+    def collect(self) -> NDArray[np.float64]:
+        """[4, rows] of the oldest launch that has not been read: token, its log p, its log q, `Status`."""
+        values: NDArray[np.float64] = self._results.popleft().wait()
+        return values
+
+    def _post(self, row: int, column: tuple[float, ...]) -> None:
+        self._posted[row] = column
+        self._resumed.discard(row)
+
+    @torch.inference_mode()
+    def _step(self, shown: int) -> None:
+        state = self._state
+        busy = state.busy > 0
+        # An idle row sits at position 0, where it sees one finite key, and writes to the trash slot.
+        positions = ((state.prompt + state.length - 1) * state.busy).long()
+        slots = torch.where(busy, positions, self.cache.trash)
+        feed = (state.feed * state.busy).long()
+        logits = self.backend.forward(self.cache, 0, feed[:, None], positions[:, None], slots[:, None], shown)
+        uniforms = self._uniforms.gather(1, state.length.long()[:, None])[:, 0]
+        arguments = (state.beta, uniforms, state.excluded.long())
+        drawn = self._draw(logits, *(argument.to(logits.device) for argument in arguments))
+        tokens = drawn.tokens.to(self.device)
+        log_p, log_q = (part.to(self.device, torch.float64) for part in (drawn.log_p, drawn.log_q))
+        state.excluded.fill_(NO_TOKEN)  # it holds for a request's first token alone
+        state.feed.copy_(torch.where(busy, tokens, state.feed))
+        state.length.add_(state.busy)
+        gain = (state.log_p * log_p + state.log_q * log_q).clamp_(max=0)
+        state.weight.add_(torch.where(busy, gain, 0))
+        below = torch.addcmul(state.weight, state.log_length, state.length.log1p()) < state.value
+        paused = self._pauses[tokens] | (state.length >= state.horizon)
+        status = torch.where(below, Status.BELOW, paused + Status.RUNNING) * busy
+        state.busy.copy_(status == Status.RUNNING)
+        torch.stack([tokens.double(), log_p, log_q, status.double()], out=self._result)

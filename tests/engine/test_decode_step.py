@@ -1,0 +1,184 @@
+"""The decode step can be recorded and replayed, asks the device for nothing, and may be read late."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import torch
+from models import CONFIGS, EOS, VOCABULARY, make_model
+from tiny_tokenizers import words
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+import lm_power.sampler
+from lm_power import PowerSampler
+from lm_power.completion import Completion
+from lm_power.engine import Engine, HFBackend, decode_step
+from lm_power.engine.decode_step import DecodeStep
+from lm_power.engine.kv_cache import RowCache
+from lm_power.target import draw_next_at_once
+
+PROMPTS = [[5], [9, 8, 7], [1, 2, 3, 4] * 6, [9, 8, 6]]
+OPTIONS = {"alpha": 2.0, "block_size": 7, "mcmc_steps": 4, "max_new_tokens": 28, "seed": 5}
+ASKING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
+
+
+class Graph:
+    """`torch.cuda.CUDAGraph` on a CPU: a list of tensor operations, repeated without the Python around them.
+
+    Tensors made while recording are made anew at each replay; all others are the very ones of the recording.
+    """
+
+    replays = 0
+
+    def __init__(self) -> None:
+        self.operations: list[tuple] = []
+
+    def pool(self) -> None:
+        """Of memory: there is none to share."""
+
+    def replay(self) -> None:
+        made: dict[int, torch.Tensor] = {}
+        with torch.inference_mode():
+            for function, args, options, before in self.operations:
+                args, options = tree_map_only(torch.Tensor, lambda t: made.get(id(t), t), (args, options))  # noqa: B023
+                after = function(*args, **options)
+                pairs = zip(before, after, strict=True) if isinstance(before, (tuple, list)) else [(before, after)]
+                made |= {id(old): new for old, new in pairs if isinstance(old, torch.Tensor)}
+        Graph.replays += 1
+
+
+class Capture(TorchDispatchMode):
+    """`torch.cuda.graph` on a CPU: what runs inside is recorded, and leaves nothing behind."""
+
+    step: DecodeStep  # the one that is recorded
+
+    def __init__(self, graph: Graph, pool: None, capture_error_mode: str) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def __enter__(self):
+        written = (self.step._table, self.step._result, *self.step.cache._storage)
+        self.before = [(tensor, tensor.clone()) for tensor in written]
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        for tensor, value in self.before:
+            tensor.copy_(value)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in ASKING:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        result = function(*args, **(kwargs or {}))
+        self.graph.operations.append((function, args, kwargs or {}, result))
+        return result
+
+
+@pytest.fixture
+def graphs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode steps are recorded and replayed as on a GPU, but for the compiler."""
+    make = DecodeStep.__init__
+
+    def remembered(self, *args):
+        make(self, *args)
+        Capture.step = self
+
+    monkeypatch.setattr(DecodeStep, "__init__", remembered)
+    monkeypatch.setattr(HFBackend, "_can_be_recorded", lambda _: True)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(Graph, "replays", 0)
+
+
+def draw(model: torch.nn.Module, stop: tuple[str, ...] = (), **options: object) -> list[Completion]:
+    """Three completions a prompt, from five rows."""
+    sampler = PowerSampler(model, words(), max_rows=5, eos_token_ids=(EOS, 7))
+    return [c for cs in sampler.generate(PROMPTS, n=3, stop=stop, **(OPTIONS | options)) for c in cs]
+
+
+def same(left: list[Completion], right: list[Completion]) -> bool:
+    """Whether two lists hold the same tokens, ended for the same reasons after the same steps."""
+    return [(c.token_ids, c.finish_reason, c.steps) for c in left] == [
+        (c.token_ids, c.finish_reason, c.steps) for c in right
+    ]
+
+
+@pytest.mark.parametrize("method", ["power", "power_inf", "standard"])
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_results_that_are_read_late_change_no_completion(monkeypatch, method, ahead):
+    """Guards: a row that runs on past its end, a late result taken for the next request's, a lost resumption.
+
+    In float64, since a step more in flight may show the attention a longer bucket.
+    """
+    model = make_model("qwen2-sliding", dtype=torch.float64)
+    at_once = draw(model, ("w9 w", "w33"), method=method)
+    monkeypatch.setattr(lm_power.sampler, "Engine", functools.partial(Engine, ahead=ahead))
+    late = draw(model, ("w9 w", "w33"), method=method)
+    assert {c.finish_reason for c in late} >= {"eos", "stop"}
+    assert same(late, at_once)
+
+
+@pytest.mark.parametrize("name", ["qwen2-sliding", "gemma2"])
+def test_a_step_can_be_recorded_and_replayed(monkeypatch, request, name):
+    """Guards: a step in which something depends on Python values that change, or that is run as it is recorded."""
+    monkeypatch.setattr(Engine, "BUCKET", 16)
+    monkeypatch.setattr(decode_step, "draw_next", draw_next_at_once)
+    model = make_model(name)
+    expected = draw(model)
+    request.getfixturevalue("graphs_on_the_cpu")
+    replayed = draw(model)
+    assert Graph.replays > 50
+    assert same(replayed, expected)
+    assert [c.log_probs for c in replayed] == [c.log_probs for c in expected]
+
+
+def test_a_step_that_cannot_be_recorded_tells_the_way_out(graphs_on_the_cpu):
+    """Guards: a bare CUDA error; the draw for CPUs looks at values."""
+    with pytest.raises(RuntimeError, match=r"not permitted.*cuda_graphs=False"):
+        draw(make_model("qwen2"))
+
+
+class _OneDevice(TorchDispatchMode):
+    """No operation reads one device and writes another; a number is no device's."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [t for t in (*args, result) if isinstance(t, torch.Tensor) and t.ndim]
+        assert len({t.device for t in tensors}) <= 1, f"{function} moves values between devices"
+        return result
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "phi3-longrope"])
+def test_a_step_neither_asks_its_device_for_a_value_nor_brings_it_one(name):
+    """Guards: what a CUDA graph cannot hold. Tensors on `meta` have shapes, and no values to ask for."""
+    meta = torch.device("meta")
+    backend = HFBackend(make_model(name))
+    backend.model, backend.input_device = backend.model.to(meta), meta
+    shapes = [dataclasses.replace(shape, device=meta) for shape in backend.shapes]
+    step = DecodeStep(backend, RowCache(shapes, rows=4, length=32), 16, np.zeros(VOCABULARY, bool))
+    with _OneDevice():
+        step._step(32)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        step._result[0, 0].item()
+    with pytest.raises(AssertionError, match="moves values"), _OneDevice():
+        step._result.copy_(torch.zeros(4, 4))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["qwen2", "qwen2-sliding", "gemma2"])
+def test_cuda_graphs_change_no_completion(name):
+    """On a GPU: recorded or not, the same completions."""
+    drawn = []
+    for cuda_graphs in (True, False):
+        sampler = PowerSampler(
+            make_model(name).cuda(), None, max_rows=5, eos_token_ids=(EOS, 7), cuda_graphs=cuda_graphs
+        )
+        drawn.append([c for cs in sampler.generate(PROMPTS, n=3, **OPTIONS) for c in cs])
+    assert same(*drawn)
