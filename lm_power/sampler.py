@@ -29,6 +29,7 @@ class PowerSampler:
         eos_token_ids: tokens that end a completion; default: those of the model's generation config (or
             config) and of the tokenizer.
         cuda_graphs: on a GPU, record a decode step once and replay it; see `lm_power.engine.decode_step`.
+        torch_compile: compile the model for decode steps, in a few minutes.
 
     Attributes:
         counters: what has been decoded so far, by all calls.
@@ -45,13 +46,14 @@ class PowerSampler:
         max_rows: int | Literal["auto"] = 64,
         eos_token_ids: Sequence[int] | None = None,
         cuda_graphs: bool = True,
+        torch_compile: bool = False,
     ) -> None:
         if max_rows != "auto" and (isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1):
             raise OptionError(f"max_rows={max_rows!r}: must be a whole number >= 1, or 'auto'")
         model.eval()
         self.tokenizer, self.max_rows = tokenizer, max_rows
         found = find_eos_ids(model, tokenizer) if eos_token_ids is None else eos_token_ids
-        self.backend = HFBackend(model, cuda_graphs=cuda_graphs)
+        self.backend = HFBackend(model, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
         self.counters = Counters()
         self.eos_ids = tuple(sorted(set(found)))
         outside = [token for token in self.eos_ids if not 0 <= token < self.backend.vocabulary]
@@ -72,6 +74,7 @@ class PowerSampler:
         max_rows: int | Literal["auto"] = 64,
         peft: str | None = None,
         cuda_graphs: bool = True,
+        torch_compile: bool = False,
         **model_options: Any,
     ) -> PowerSampler:
         """A sampler for a checkpoint.
@@ -83,6 +86,7 @@ class PowerSampler:
             max_rows: see the class.
             peft: hub id or folder of a PEFT adapter to load on top.
             cuda_graphs: see the class.
+            torch_compile: see the class.
             model_options: for `AutoModelForCausalLM.from_pretrained`.
         """
         import torch
@@ -97,7 +101,7 @@ class PowerSampler:
             model = PeftModel.from_pretrained(model, peft)
         revision = {k: v for k, v in model_options.items() if k in ("revision", "trust_remote_code", "token")}
         tokenizer = AutoTokenizer.from_pretrained(pretrained, **revision)
-        return cls(model, tokenizer, max_rows=max_rows, cuda_graphs=cuda_graphs)
+        return cls(model, tokenizer, max_rows=max_rows, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
 
     def generate(
         self,

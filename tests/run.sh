@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Every check of the project: style, types, tests and doctests. No network, no GPU.
-#   bash tests/run.sh [--nightly] [arguments for pytest]        --nightly: the slow tests too
+#   bash tests/run.sh [--nightly | --gpu] [arguments for pytest]        --nightly: the slow tests too
+#                                                                       --gpu: only those that need a CUDA device
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
@@ -9,6 +10,9 @@ marks="not gpu and not slow"
 if [[ "${1:-}" == "--nightly" ]]; then
     shift
     marks="not gpu"
+elif [[ "${1:-}" == "--gpu" ]]; then
+    shift
+    exec python -m pytest -m "gpu" "$@"
 fi
 
 python -m ruff check .

@@ -47,7 +47,9 @@ def some_rows(dtype: torch.dtype, size: int, rows: int = 64) -> tuple[torch.Tens
     logits = (4 * torch.randn((rows, size), generator=generator)).to(dtype)
     betas, uniforms = torch.rand((2, rows), generator=generator, dtype=torch.float64)
     kind = torch.arange(rows) % 3
-    excluded = torch.where(kind == 0, -1, torch.where(kind == 1, logits.argmax(dim=-1), (torch.arange(rows) + 5) % size))
+    excluded = torch.where(
+        kind == 0, -1, torch.where(kind == 1, logits.argmax(dim=-1), (torch.arange(rows) + 5) % size)
+    )
     return logits, 8 * betas, uniforms, excluded
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class HFBackend:
         verify: decode a few ragged rows and compare with a full forward pass (recommended: it catches
             architectures whose cache works in a way not foreseen here).
         cuda_graphs: on CUDA, record a decode step as a CUDA graph and replay it.
+        torch_compile: compile the model's forward for decode steps (minutes, once; what it gains is to be measured).
 
     Attributes:
         reads_spans: the attention reads each row's visible positions only, however many it is shown.
@@ -52,8 +53,12 @@ class HFBackend:
             attention implementation without explicit masks; or the comparison failed.
     """
 
-    def __init__(self, model: PreTrainedModel, verify: bool = True, cuda_graphs: bool = True) -> None:
+    def __init__(
+        self, model: PreTrainedModel, verify: bool = True, cuda_graphs: bool = True, torch_compile: bool = False
+    ) -> None:
         self.model = model
+        # Decode steps have one shape. Prompts have many: for them the model stays as it is.
+        self._decoder: Callable[..., Any] = torch.compile(model, dynamic=False) if torch_compile else model
         base: Any = getattr(model, "get_base_model", lambda: model)()
         self.config = base.config.get_text_config()
         self.name = type(base).__name__
@@ -124,9 +129,27 @@ class HFBackend:
         Returns:
             [rows, vocabulary] logits of the last query of each row.
         """
+        return self._logits(self.model, cache, first, tokens, positions, slots, length)
+
+    @torch.inference_mode()
+    def decode(self, cache: RowCache, tokens: Tensor, positions: Tensor, slots: Tensor, length: int) -> Tensor:
+        """`forward` for one token in every row, by the compiled model where there is one."""
+        return self._logits(self._decoder, cache, 0, tokens, positions, slots, length)
+
+    def _logits(
+        self,
+        model: Callable[..., Any],
+        cache: RowCache,
+        first: int,
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        length: int,
+    ) -> Tensor:
         cache.look_at(first, positions, slots, length)
-        output = self.model(input_ids=tokens, position_ids=positions, past_key_values=cache, **self._options)
-        return output.logits[:, -1]
+        output = model(input_ids=tokens, position_ids=positions, past_key_values=cache, **self._options)
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
     @torch.inference_mode()
     def prefill(self, cache: RowCache, row: int, tokens: Sequence[int], chunk: int, start: int = 0) -> None:

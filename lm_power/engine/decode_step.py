@@ -149,7 +149,7 @@ class DecodeStep:
         positions = ((state.prompt + state.length - 1) * state.busy).long()
         slots = torch.where(busy, positions, self.cache.trash)
         feed = (state.feed * state.busy).long()
-        logits = self.backend.forward(self.cache, 0, feed[:, None], positions[:, None], slots[:, None], shown)
+        logits = self.backend.decode(self.cache, feed[:, None], positions[:, None], slots[:, None], shown)
         uniforms = self._uniforms.gather(1, state.length.long()[:, None])[:, 0]
         arguments = (state.beta, uniforms, state.excluded.long())
         drawn = self._draw(logits, *(argument.to(logits.device) for argument in arguments))

@@ -13,6 +13,7 @@ from lm_power.config import LENGTH_NAMES, OptionError, SamplerConfig, check_name
 
 # The horizon is lm-eval's own option, max_gen_toks, with lm-eval's own aliases.
 SAMPLER_OPTIONS = tuple(name for name in option_names() if name != "max_new_tokens")
+LOADING_OPTIONS = ("cuda_graphs", "randomize_weights", "torch_compile")  # of the model: for --model_args alone
 # What tasks that assume greedy or plain sampled decoding say; the model's `method` decides instead.
 _DECODING_NAMES = ("do_sample", "temperature", "top_k", "top_p", "min_p", "num_beams")
 
@@ -47,7 +48,7 @@ def split_model_args(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     for name in rest:
         if name in LENGTH_NAMES:
             raise OptionError(f"{name} in --model_args: set it by --gen_kwargs max_gen_toks={rest[name]}")
-        near = near_matches(name, (*SAMPLER_OPTIONS, "completions", "cuda_graphs", "randomize_weights"))
+        near = near_matches(name, (*SAMPLER_OPTIONS, "completions", *LOADING_OPTIONS))
         if name not in known and near:
             raise OptionError(f"unknown option {name!r} in --model_args: did you mean {' or '.join(near)}?")
     return ours, rest
@@ -68,7 +69,7 @@ def plan_generation(
         OptionError: unknown or wrong options.
     """
     known = ("until", "completions", *LENGTH_NAMES, *_DECODING_NAMES, *SAMPLER_OPTIONS)
-    for name in ("cuda_graphs", "randomize_weights"):
+    for name in LOADING_OPTIONS:
         if name in generation:
             raise OptionError(f"{name} in --gen_kwargs: the model is loaded once; set it by --model_args")
     check_names(generation, known, "option in generation kwargs")

@@ -36,6 +36,7 @@ class PowerHF(HFLM):
         completions: folder of a store; a run that was cut short goes on where it stopped.
         randomize_weights: evaluate the architecture with freshly initialised weights (the negative control
             RandW of Tomihari & Sato 2026).
+        cuda_graphs, torch_compile: see `lm_power.PowerSampler`.
         arguments: sampler options (`lm_power.config.SamplerConfig`) and all of HFLM's. `batch_size` is the
             number of completions decoded side by side, "auto" for as many as fit.
 
@@ -49,11 +50,13 @@ class PowerHF(HFLM):
         completions: str | None = None,
         randomize_weights: bool = False,
         cuda_graphs: bool = True,
+        torch_compile: bool = False,
         **arguments: Any,
     ) -> None:
         ours, theirs = split_model_args(arguments)
         self.sampler_config = SamplerConfig().replace(**ours)
-        for name, switch in (("randomize_weights", randomize_weights), ("cuda_graphs", cuda_graphs)):
+        switches = {"randomize_weights": randomize_weights, "cuda_graphs": cuda_graphs, "torch_compile": torch_compile}
+        for name, switch in switches.items():
             if not isinstance(switch, bool):
                 raise OptionError(f"{name}={switch!r}: must be true or false")
         if randomize_weights and theirs.get("peft"):
@@ -64,13 +67,19 @@ class PowerHF(HFLM):
         self._join_processes()
         if randomize_weights:
             randomize(self.model, self.sampler_config.seed)
-        self._randomized, self._cuda_graphs = randomize_weights, cuda_graphs
+        self._randomized, self._cuda_graphs, self._torch_compile = switches.values()
 
     @functools.cached_property
     def sampler(self) -> PowerSampler:
         """The sampler around the loaded model; made at the first generation, which alone needs it."""
         rows: int | Literal["auto"] = "auto" if self.batch_size == "auto" else int(self.batch_size)
-        return PowerSampler(self.model, self.tokenizer, max_rows=rows, cuda_graphs=self._cuda_graphs)
+        return PowerSampler(
+            self.model,
+            self.tokenizer,
+            max_rows=rows,
+            cuda_graphs=self._cuda_graphs,
+            torch_compile=self._torch_compile,
+        )
 
     @functools.cached_property
     def model_name(self) -> str:

@@ -171,6 +171,24 @@ def test_a_step_neither_asks_its_device_for_a_value_nor_brings_it_one(name):
         step._result.copy_(torch.zeros(4, 4))
 
 
+def test_a_compiled_model_is_compiled_once_and_changes_no_completion(monkeypatch):
+    """Guards: a graph of its own for every position, or a cache that the compiled model does not write.
+
+    The compiler's own front end, with its tracing and guards; not its code generator, which needs minutes.
+    """
+    model = make_model("qwen2-sliding")
+    expected = draw(model)
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", functools.partial(compiled, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        sampler = PowerSampler(model, words(), max_rows=5, eos_token_ids=(EOS, 7), torch_compile=True)
+        again = [c for cs in sampler.generate(PROMPTS, n=3, **OPTIONS) for c in cs]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert same(again, expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["qwen2", "qwen2-sliding", "gemma2"])
 def test_cuda_graphs_change_no_completion(name):

@@ -14,6 +14,7 @@ from models import EOS, VOCABULARY, WINDOW, make_model
 import lm_power.sampler
 from lm_power import PowerSampler
 from lm_power.engine import Engine, HFBackend, StopStrings
+from lm_power.engine.kv_cache import RowCache
 from lm_power.engine.memory import free_memory, rows_that_fit
 from lm_power.records import Bound, FinishedBy, Request, Segment
 
@@ -343,14 +344,14 @@ class Recording(Engine):
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
     """Engines that `PowerSampler` makes from now on; their forward passes count tokens, padding apart."""
     Recording.made = []
-    forward = HFBackend.forward
+    look_at = RowCache.look_at
 
-    def counting(self, cache, first, tokens, positions, slots, length):
+    def counting(cache, first, positions, slots, length):
         if Recording.made:
             Recording.made[-1].fed += int((slots != cache.trash).sum())
-        return forward(self, cache, first, tokens, positions, slots, length)
+        look_at(cache, first, positions, slots, length)
 
-    monkeypatch.setattr(HFBackend, "forward", counting)
+    monkeypatch.setattr(RowCache, "look_at", counting)
     monkeypatch.setattr(lm_power.sampler, "Engine", Recording)
     return Recording.made
 
@@ -433,7 +434,7 @@ def test_logits_that_are_not_finite_raise(backend, monkeypatch):
     engine = make_engine(backend)
     engine.load(0, PROMPT)
     engine.submit(0, request(0, 5, seed=0))
-    monkeypatch.setattr(backend, "forward", lambda *_: torch.full((3, VOCABULARY), torch.nan))
+    monkeypatch.setattr(backend, "decode", lambda *_: torch.full((3, VOCABULARY), torch.nan))
     with pytest.raises(FloatingPointError, match="not finite"):
         engine.step()
 
