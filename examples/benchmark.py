@@ -1,210 +1,145 @@
-"""What a completion from p^alpha costs: contenders in one process, on the same model, prompts and settings.
+r"""What a completion from p^alpha costs: contenders in one process, on the same model, prompts and settings.
 
     python examples/benchmark.py                               # pocket model, 64 prompts, CPU
     python examples/benchmark.py --shape 50m --prompts 16 --rows 16 --max-new-tokens 32 --block-size 8 --only C E
     python examples/benchmark.py --model ID_OR_DIR --prompts-file prompts.txt --block-size 192 --max-new-tokens 3072
+    python examples/benchmark.py --shape qwen2.5-7b --dtype bfloat16 --lengths lognormal --prompts 500 --rows 256 \
+        --block-size 192 --max-new-tokens 3072 --prompts-of-a 1 --only A C E F
 
 A  the algorithm as Karan & Du (2025) released it: one chain at a time, `model.generate` from the whole prefix at
    every step. Its chain is not exact, and since it cannot grow back it decodes fewer tokens than an exact one.
 B  exact chains in lockstep batches over padded `model.generate`, prefilled anew at every step.
 C  lm-power.
 D  lm-power with one acceleration off, each in turn, and with all off: plain exact Metropolis-Hastings.
-E  plain batched decoding of as many tokens as C decodes: the floor. Compare its tokens a second.
+E  plain batched decoding by `model.generate` of as many tokens as C decodes, at contexts as long on average, its
+   prefill not counted: the floor. Compare its tokens a second.
+F  lm-power's engine at plain decoding, every row busy from an empty completion to --max-new-tokens, EOS ignored: the
+   rate that it sustains.
 
-A, B, C and D finish as many completions. Wall and CPU seconds are medians over `--repeats` rounds, in each of which
-every contender runs once; on a machine that others use, trust the CPU seconds. `forward` is the share of wall-clock
-spent in the model's forward passes, prefill included; on a GPU, of the time to launch them.
+A, B, C and D finish completions of the same prompts: all of them, or in A and B the part that --prompts-of-a and
+--prompts-of-b name, spread over the lengths. Ratios to C are ratios of the time that a finished completion takes. Wall
+and CPU seconds are medians over --repeats rounds, in each of which every contender runs once; on a machine that others
+use, trust the CPU seconds.
+
+`forward` is the share of wall-clock in the model's forward passes, prefill included; on a GPU it cannot be seen from
+outside. `of bandwidth bound` is meant for GPUs: the time in which the device could have copied the bytes that must move
+(in every step the weights, and the keys and values of all positions that are attended to), over the wall-clock;
+the prompts' prefill is not counted. A CPU keeps small weights in its caches and can exceed it.
+
+Random weights end completions by chance and accept otherwise than trained ones do. --lengths lognormal ends each
+prompt's completion at a length of its own, the same in all contenders; --acceptance decides proposals by a coin.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import platform
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from contenders import Lockstep, ReleasedChain, plain_decoding
-from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen2Config
+import transformers
+from bandwidth import Traffic, copy_bandwidth
+from contest import Contest
+from shapes import SHAPES, random_model
+from table import print_table
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lm_power import PowerSampler, SamplerConfig
+from lm_power import PowerSampler
+from lm_power.config import OptionError
 from lm_power.engine import UnsupportedModelError
 
 HERE = Path(__file__).resolve().parent
 PROBLEMS = HERE.parent / "tasks" / "pocket_sums" / "problems.jsonl"
-SHAPES = {
-    "50m": {
-        "vocab_size": 16384,
-        "hidden_size": 512,
-        "intermediate_size": 1408,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-    },
-    "qwen2.5-7b": {
-        "vocab_size": 152064,
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "tie_word_embeddings": False,
-    },
-}
-ACCELERATIONS = ("coupled_resume", "early_rejection", "prefetch")
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What one contender needed for all prompts.
-
-    Attributes:
-        wall, cpu, forward: seconds of wall-clock, of CPU, and of wall-clock in the model's forward.
-        tokens: tokens decoded.
-        completions: completions finished.
-    """
-
-    wall: float
-    cpu: float
-    forward: float
-    tokens: int
-    completions: int
-
-
-class Stopwatch:
-    """Measures a contender, and how much of its time the model's forward passes take."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._inside = 0.0
-        model.register_forward_pre_hook(lambda *_: self._add(-1))
-        model.register_forward_hook(lambda *_: self._add(1))
-
-    def _add(self, sign: int) -> None:
-        self._inside += sign * time.perf_counter()
-
-    def measure(self, run: Callable[[], int], completions: int) -> Result:
-        """Time `run`, which returns the tokens it decoded."""
-        self._inside, wall, cpu = 0.0, time.perf_counter(), time.process_time()
-        tokens = run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return Result(time.perf_counter() - wall, time.process_time() - cpu, self._inside, tokens, completions)
-
-
-def median(results: list[Result]) -> Result:
-    """Field by field."""
-    return Result(*(statistics.median(column) for column in zip(*map(dataclasses.astuple, results), strict=True)))
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(HERE / "pocket" / "model"), help="hub id or folder")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a model")
+    parser.add_argument("--layers", type=int, help="layers of the shape; default: all")
+    parser.add_argument("--prompts-file", type=Path, help="one prompt a line; default: pocket_sums problems")
+    parser.add_argument("--prompts", type=int, default=64, help="how many of them; with --shape random ones")
+    parser.add_argument("--prompt-length", type=int, default=100, help="tokens of a random prompt")
+    parser.add_argument("--prompts-of-a", type=int, help="how many of them for A; default: all")
+    parser.add_argument("--prompts-of-b", type=int, help="the same for B")
+    parser.add_argument("--rows", type=int, default=64, help="completions side by side, in B, C, D, E and F")
+    parser.add_argument("--alpha", type=float, default=4.0)
+    parser.add_argument("--block-size", type=int, default=4)
+    parser.add_argument("--mcmc-steps", type=int, default=10)
+    parser.add_argument("--max-new-tokens", type=int, default=40)
+    parser.add_argument("--lengths", choices=["lognormal"], help="force lengths of this law; default: EOS decides")
+    parser.add_argument("--mean-length", type=float, help="mean of --lengths; default: 680 of 3072 of the longest")
+    parser.add_argument("--acceptance", type=float, help="force this acceptance rate; default: the weights decide")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="auto", help="auto: the checkpoint's, or float32 for a shape")
+    parser.add_argument("--attention", help="attn_implementation of C, D and F; A, B and E then have sdpa")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; a tiny model gains nothing from more")
+    parser.add_argument("--only", nargs="+", choices="ABCDEF", default=list("ABCDE"), help="C runs beside any but F")
+    parser.add_argument("--repeats", type=int, default=1, help="rounds; the table shows medians")
+    args = parser.parse_args()
+    if args.acceptance is not None and not 0 <= args.acceptance <= 1:
+        parser.error(f"--acceptance {args.acceptance}: must be in [0, 1]")
+    for name in ("prompts", "prompt_length", "prompts_of_a", "prompts_of_b", "repeats", "layers", "mean_length"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: must be >= 1")
+    return args
 
 
 def load(args: argparse.Namespace) -> tuple[PowerSampler, list[list[int]]]:
     """The sampler, around the model that all contenders use, and the prompts as token ids."""
+    chosen = {} if args.attention is None else {"attn_implementation": args.attention}
     if args.shape:
-        torch.manual_seed(0)
-        config = Qwen2Config(**SHAPES[args.shape], eos_token_id=1, bos_token_id=0, initializer_range=0.05)
-        with torch.device(args.device):
-            dtype = torch.float32 if args.dtype == "auto" else getattr(torch, args.dtype)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        dtype = torch.float32 if args.dtype == "auto" else getattr(torch, args.dtype)
+        positions = min(args.rows, args.prompts) * (args.prompt_length + args.max_new_tokens)
+        device = torch.device(args.device)
+        model = random_model(args.shape, args.layers, device, dtype, args.attention, positions)
         tokenizer = None
-        shape = (args.prompts, args.prompt_length)
-        prompts = torch.randint(2, config.vocab_size, shape, device="cpu").tolist()
+        every = torch.Generator().manual_seed(0)
+        size = (args.prompts, args.prompt_length)
+        prompts = torch.randint(2, model.config.vocab_size, size, generator=every).tolist()
     else:
         tokenizer = AutoTokenizer.from_pretrained(args.model)
-        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).to(args.device)
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **chosen).to(args.device)
         if args.prompts_file:
-            prompts = args.prompts_file.read_text().splitlines()
+            prompts = [line for line in args.prompts_file.read_text().splitlines() if line]
         else:
             prompts = [json.loads(line)["prompt"] for line in PROBLEMS.read_text().splitlines()]
-    try:
-        sampler = PowerSampler(model.eval(), tokenizer, max_rows=args.rows)
-    except UnsupportedModelError as error:
-        raise SystemExit(str(error)) from None
+    if not prompts:
+        raise OptionError(f"--prompts-file {args.prompts_file}: must have at least one line that is not empty")
+    sampler = PowerSampler(model.eval(), tokenizer, max_rows=args.rows)
     return sampler, [list(sampler.encode(prompt)) for prompt in prompts[: args.prompts]]
 
 
 def main() -> None:
     """Run the contenders and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(HERE / "pocket" / "model"), help="hub id or folder")
-    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a model")
-    parser.add_argument("--prompts-file", type=Path, help="one prompt a line; default: pocket_sums problems")
-    parser.add_argument("--prompts", type=int, default=64, help="how many of them")
-    parser.add_argument("--prompt-length", type=int, default=16, help="tokens of a prompt, with --shape")
-    parser.add_argument("--rows", type=int, default=64, help="completions side by side, in B, C, D and E")
-    parser.add_argument("--alpha", type=float, default=4.0)
-    parser.add_argument("--block-size", type=int, default=4)
-    parser.add_argument("--mcmc-steps", type=int, default=10)
-    parser.add_argument("--max-new-tokens", type=int, default=40)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; a tiny model gains nothing from more")
-    parser.add_argument("--only", nargs="+", choices="ABCDE", default=list("ABCDE"), help="contenders; C always runs")
-    parser.add_argument("--repeats", type=int, default=1, help="rounds; the table shows medians")
-    args = parser.parse_args()
+    args = options()
     torch.set_num_threads(args.threads)
-
-    sampler, prompts = load(args)
-    model: PreTrainedModel = sampler.backend.model
-    eos_ids = list(sampler.eos_ids)
-    options = {name: getattr(args, name) for name in ("alpha", "block_size", "mcmc_steps", "max_new_tokens")}
-    config = SamplerConfig(**options)
-
-    def ours(**switches: bool) -> Callable[[], int]:
-        def run() -> int:
-            drawn = sampler.generate(prompts, progress=True, **options, **switches)
-            return sum(c.stats.tokens_decoded + c.stats.tokens_dropped for many in drawn for c in many)
-
-        return run
-
-    def released() -> int:
-        chain = ReleasedChain(model, config, eos_ids)
-        for ids in tqdm(prompts, desc="A released"):
-            chain.sample(torch.tensor([ids], device=args.device))
-        return chain.tokens_decoded
-
-    def lockstep() -> int:
-        chains = Lockstep(model, config, eos_ids)
-        for start in tqdm(range(0, len(prompts), args.rows), desc="B lockstep"):
-            chains.sample(prompts[start : start + args.rows])
-        return chains.tokens_decoded
-
-    contenders = {"C lm-power": ours(), "A released algorithm": released, "B lockstep batches": lockstep}
-    contenders |= {f"D without {name}": ours(**{name: False}) for name in ACCELERATIONS}
-    contenders["D without all three"] = ours(**dict.fromkeys(ACCELERATIONS, False))
-    results: dict[str, list[Result]] = {}
-    stopwatch = Stopwatch(model)
-    with torch.inference_mode():
-        sampler.generate(prompts[:2], max_new_tokens=4, block_size=4, mcmc_steps=1)  # warm up
-        for _ in range(args.repeats):
-            torch.manual_seed(0)
-            for name, run in contenders.items():
-                if name[0] in [*args.only, "C"]:
-                    results.setdefault(name, []).append(stopwatch.measure(run, len(prompts)))
-            if "E" in args.only:
-                tokens = results["C lm-power"][-1].tokens
-                floor = stopwatch.measure(lambda: plain_decoding(model, prompts, tokens, args.rows, eos_ids), 0)  # noqa: B023
-                results.setdefault("E plain decoding", []).append(floor)
-
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"\n{args.shape or args.model}: {parameters / 1e6:.2f}M parameters, {model.dtype}, {args.device}, ", end="")
-    print(f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}")
-    print(f"{len(prompts)} prompts, {args.rows} rows, {options}, medians of {args.repeats}\n")
+    device = torch.device(args.device)
+    # Several times the caches of the processor, which would be measured instead of the memory.
+    copied = copy_bandwidth(device, megabytes=1024 if device.type == "cuda" else 256)
+    try:
+        sampler, prompts = load(args)
+        contest = Contest(args, sampler, prompts)
+        results = contest.run()
+    except (UnsupportedModelError, OptionError, MemoryError) as error:
+        raise SystemExit(str(error)) from None
+    except torch.OutOfMemoryError as error:
+        raise SystemExit(f"out of memory; choose fewer --rows or a shorter --max-new-tokens\n{error}") from None
+    model = sampler.backend.model
+    traffic = Traffic.of(sampler.backend, copied)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{args.device}, {platform.machine()}"
+    print(f"\n{args.shape or args.model}: {model.num_parameters() / 1e6:.2f}M parameters, {model.dtype}, {where}")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__}")
+    print(f"{len(prompts)} prompts, {args.rows} rows, {contest.options}, medians of {args.repeats}")
     print(
-        "| | wall, s | CPU, s | wall ratio to C | CPU ratio to C | tokens decoded | tokens/s | a completion | forward |"
+        f"copy bandwidth {copied / 1e9:.1f} GB/s; a step reads {traffic.weights / 1e6:.1f} MB of weights and "
+        f"{traffic.position / 1e3:.1f} kB a position\n"
     )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
-    ours_ = median(results["C lm-power"])
-    for name in sorted(results):
-        r = median(results[name])
-        each = f"{r.tokens / r.completions:.0f}" if r.completions else ""
-        print(
-            f"| {name} | {r.wall:.1f} | {r.cpu:.1f} | {r.wall / ours_.wall:.2f} | {r.cpu / ours_.cpu:.2f} "
-            f"| {r.tokens:.0f} | {r.tokens / r.wall:.0f} | {each} | {r.forward / r.wall:.0%} |"
-        )
+    print_table(results, traffic)
+    print()
+    contest.print_notes(results)
 
 
 if __name__ == "__main__":
