@@ -48,12 +48,23 @@ class Contest:
         return of(Stream.for_request(0, prompt, 0))
 
     def part(self, count: int | None) -> list[list[int]]:
-        """So many of the prompts, spread evenly over their order by length; as they come."""
-        every = len(self.prompts)
-        by_length = sorted(range(every), key=lambda index: self.length(self.prompts[index]))
-        count = min(count or every, every)
-        chosen = sorted(by_length[(2 * i + 1) * every // (2 * count)] for i in range(count))
-        return [self.prompts[index] for index in chosen]
+        """So many of the prompts, as they come, that cost on average about what all do.
+
+        In order of length they are cut into as many groups, and each group gives the one nearest to its mean cost.
+        """
+        every = sorted(range(len(self.prompts)), key=self.cost)
+        count = min(count or len(every), len(every))
+        chosen = []
+        for group in (every[i * len(every) // count : (i + 1) * len(every) // count] for i in range(count)):
+            mean = sum(map(self.cost, group)) / len(group)
+            chosen.append(min(group, key=lambda index, mean=mean: abs(self.cost(index) - mean)))
+        return [self.prompts[index] for index in sorted(chosen)]
+
+    def cost(self, index: int) -> float:
+        """Tokens that a chain of the longest completion of a prompt decodes, half of it at every step."""
+        length, block = self.length(self.prompts[index]), self.config.block_size
+        horizons = range(block, length + block, block)
+        return length + self.config.mcmc_steps * sum(min(horizon, length) for horizon in horizons) / 2
 
     def ours(self, name: str, **switches: bool) -> Work:
         """C, and D with some acceleration switched off."""

@@ -59,6 +59,8 @@ def arguments(**changed: object) -> argparse.Namespace:
 @pytest.fixture(scope="module")
 def sampler() -> PowerSampler:
     model = shapes.random_model("tiny", 1, torch.device("cpu"), torch.float32, None, positions=1)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(10)  # else nearly uniform, and nearly everything is accepted
     return PowerSampler(model.eval(), None, max_rows=4)
 
 
@@ -132,12 +134,27 @@ def test_lengths_are_forced_in_all_contenders(sampler: PowerSampler, prompts: li
     for name in "CD":
         assert [len(completion.token_ids) for completion in match.drawn[name]] == wanted
         assert {completion.finish_reason for completion in match.drawn[name]} == {"eos"}
-    config = SamplerConfig(**match.options)
+    config = SamplerConfig(**match.options, coupled_resume=False, early_rejection=False)
     chain = forced.ForcedChain(contest.make_chain(config), match.lengths)
     side_by_side = contenders.Lockstep(sampler.backend.model, chain, config.tau, ()).sample(prompts[:4])
     assert [len(tokens) for tokens in side_by_side] == wanted[:4]
     alone = contenders.ReleasedChain(sampler.backend.model, config, ())
     assert alone.sample(torch.tensor([prompts[0]]), wanted[0]).shape == (1, wanted[0])
+
+
+@pytest.mark.parametrize("count", [1, 3, PROMPTS])
+def test_part_costs_what_all_do(sampler: PowerSampler, prompts: list[list[int]], count: int) -> None:
+    """Guards against a part of short completions: costs grow as the square of the length."""
+    match = contest.Contest(arguments(mean_length=6.0), sampler, prompts)
+    part = match.part(count)
+    assert len(part) == count and [prompt for prompt in prompts if prompt in part] == part
+    of_part, of_all = (
+        sum(match.cost(prompts.index(prompt)) for prompt in some) / len(some) for some in (part, prompts)
+    )
+    assert of_part == pytest.approx(of_all, rel=0.15)
+    # Lengths up to a block: the extension, and half the completion at each of three steps.
+    index = next(i for i, prompt in enumerate(prompts) if match.length(prompt) <= 8)
+    assert match.cost(index) == match.length(prompts[index]) * (1 + 3 / 2)
 
 
 def test_accelerations_leave_forced_completions_as_they_are(sampler: PowerSampler, prompts: list[list[int]]) -> None:
@@ -147,6 +164,7 @@ def test_accelerations_leave_forced_completions_as_they_are(sampler: PowerSample
     match.ours("D", prefetch=False, early_rejection=False)
     tokens = [[completion.token_ids for completion in match.drawn[name]] for name in "CD"]
     assert tokens[0] == tokens[1]
+    assert any(completion.stats.rejected_early for completion in match.drawn["C"])
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
