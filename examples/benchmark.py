@@ -17,9 +17,9 @@ F  lm-power's engine at plain decoding, every row busy from an empty completion 
    rate that it sustains.
 
 A, B, C and D finish completions of the same prompts: all of them, or in A and B the part that --prompts-of-a and
---prompts-of-b name, which costs what all do on average. Ratios to C are ratios of the time that a finished completion takes. Wall
-and CPU seconds are medians over --repeats rounds, in each of which every contender runs once; on a machine that others
-use, trust the CPU seconds.
+--prompts-of-b name, chosen to cost what all do on average. Ratios to C are ratios of the time that a finished
+completion takes. Wall and CPU seconds are medians over --repeats rounds, in each of which every contender runs once; on
+a machine that others use, trust the CPU seconds.
 
 `forward` is the share of wall-clock in the model's forward passes, prefill included; on a GPU it cannot be seen from
 outside. `of bandwidth bound` is meant for GPUs: the time in which the device could have copied the bytes that must move

@@ -142,19 +142,19 @@ def test_lengths_are_forced_in_all_contenders(sampler: PowerSampler, prompts: li
     assert alone.sample(torch.tensor([prompts[0]]), wanted[0]).shape == (1, wanted[0])
 
 
-@pytest.mark.parametrize("count", [1, 3, PROMPTS])
-def test_part_costs_what_all_do(sampler: PowerSampler, prompts: list[list[int]], count: int) -> None:
-    """Guards against a part of short completions: costs grow as the square of the length."""
-    match = contest.Contest(arguments(mean_length=6.0), sampler, prompts)
-    part = match.part(count)
-    assert len(part) == count and [prompt for prompt in prompts if prompt in part] == part
-    of_part, of_all = (
-        sum(match.cost(prompts.index(prompt)) for prompt in some) / len(some) for some in (part, prompts)
-    )
-    assert of_part == pytest.approx(of_all, rel=0.15)
-    # Lengths up to a block: the extension, and half the completion at each of three steps.
-    index = next(i for i, prompt in enumerate(prompts) if match.length(prompt) <= 8)
-    assert match.cost(index) == match.length(prompts[index]) * (1 + 3 / 2)
+def test_part_costs_what_all_do(sampler: PowerSampler, prompts: list[list[int]]) -> None:
+    """Guards against a part of middling lengths, cheaper than the whole: costs grow as the square of the length.
+
+    Up to a block of 8 a completion costs its length, and half of that at each of three steps; then more.
+    """
+    match = contest.Contest(arguments(), sampler, prompts)
+    lengths = dict(zip(map(tuple, prompts), [3, 24, 3, 4, 3, 16, 3, 3, 12, 4, 3, 24], strict=True))
+    match.length = lambda prompt: lengths[tuple(prompt)]
+    costs = [match.cost(index) for index in range(PROMPTS)]
+    assert (costs[0], costs[8], costs[1]) == (3 + 3 * 1.5, 12 + 3 * (4 + 6), 24 + 3 * (4 + 8 + 12))
+    assert match.part(1) == [prompts[8]]  # nearest to the mean of 29.25; the median is 10
+    assert match.part(3) == [prompt for prompt in prompts if prompt in match.part(3)]
+    assert match.part(PROMPTS) == match.part(None) == prompts
 
 
 def test_accelerations_leave_forced_completions_as_they_are(sampler: PowerSampler, prompts: list[list[int]]) -> None:
