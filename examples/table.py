@@ -172,14 +172,16 @@ def time_of(problems: int, run: Result, needed: float, rows: int, rate: float | 
         rows: of its batch.
         rate: tokens a second while all rows were busy; None if they never were.
     """
-    more = problems - run.work.completions
-    if not more:
+    completions = run.work.completions
+    if completions == problems:
         return f"{run.wall / 60:.2f} min, measured"
     if rate is None:
-        rate, when = run.work.tokens / run.wall, f"of the whole run, in which jobs never waited for the {rows} rows"
-    else:
-        when = f"of the time in which all {rows} rows were busy"
+        return (
+            f"{run.wall / 60 * problems / completions:.2f} min, projected in proportion to this run, in which no job "
+            f"waited for one of the {rows} rows: more jobs keep the rows busier"
+        )
+    more = problems - completions
     return (
         f"{(run.wall + more * needed / rate) / 60:.2f} min, projected: this run's wall time, its tail included, and "
-        f"{more} × {needed:.0f} tokens at the {rate:.0f} tokens/s {when}"
+        f"{more} × {needed:.0f} tokens at the {rate:.0f} tokens/s of the time in which all {rows} rows were busy"
     )

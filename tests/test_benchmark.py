@@ -227,12 +227,12 @@ def test_bound_and_bandwidth() -> None:
 
 
 def test_projection() -> None:
-    """A run's own wall where it is of the wanted size; else the rest at the rate of full rows, or of the run."""
+    """A run's own wall where it is of the wanted size; else the rest at the rate of full rows, or in proportion."""
     work = table.Work(completions=100, tokens=10_000)
     result = table.Result(work, wall=120.0, cpu=1.0, forward=None)
     assert table.time_of(100, result, 90, 8, 500.0) == "2.00 min, measured"
     assert table.time_of(400, result, 100, 8, 500.0).startswith("3.00 min, projected")  # 120 s + 300·100/500 s
-    assert table.time_of(400, result, 100, 8, None).startswith("8.00 min, projected")  # 120 s + 300·100/(10,000/120) s
+    assert table.time_of(400, result, 100, 8, None).startswith("8.00 min, projected in proportion")
 
 
 def test_pace_is_that_of_full_rows() -> None:
