@@ -21,10 +21,10 @@ A, B, C and D finish completions of the same prompts: all of them, or in A and B
 completion takes. Wall and CPU seconds are medians over --repeats rounds, in each of which every contender runs once; on
 a machine that others use, trust the CPU seconds.
 
-`forward` is the share of wall-clock in the model's forward passes, prefill included; on a GPU it cannot be seen from
-outside. `of bandwidth bound` is meant for GPUs: the time in which the device could have copied the bytes that must move
-(in every step the weights, and the keys and values of all positions that are attended to), over the wall-clock;
-the prompts' prefill is not counted. A CPU keeps small weights in its caches and can exceed it.
+`forward` is the share of wall-clock in the model's forward passes, prefill included; on a GPU, or compiled, it cannot
+be seen from outside. `of bandwidth bound` is meant for GPUs: the time in which the device could have copied the bytes
+that must move (in every step the weights, and the keys and values of all positions that are attended to), over the
+wall-clock; the prompts' prefill is not counted. A CPU keeps small weights in its caches and can exceed it.
 
 Random weights end completions by chance and accept otherwise than trained ones do. --lengths lognormal ends each
 prompt's completion at a length of its own, the same in all contenders; --acceptance decides proposals by a coin.
@@ -75,6 +75,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="auto", help="auto: the checkpoint's, or float32 for a shape")
     parser.add_argument("--attention", help="attn_implementation of C, D and F; A, B and E then have sdpa")
+    parser.add_argument("--torch-compile", action="store_true", help="C, D and F compile the model for decode steps")
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="C, D and F launch every kernel anew")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; a tiny model gains nothing from more")
     parser.add_argument("--only", nargs="+", choices="ABCDEF", default=list("ABCDE"), help="C runs beside any but F")
     parser.add_argument("--repeats", type=int, default=1, help="rounds; the table shows medians")
@@ -108,7 +110,13 @@ def load(args: argparse.Namespace) -> tuple[PowerSampler, list[list[int]]]:
             prompts = [json.loads(line)["prompt"] for line in PROBLEMS.read_text().splitlines()]
     if not prompts:
         raise OptionError(f"--prompts-file {args.prompts_file}: must have at least one line that is not empty")
-    sampler = PowerSampler(model.eval(), tokenizer, max_rows=args.rows)
+    sampler = PowerSampler(
+        model.eval(),
+        tokenizer,
+        max_rows=args.rows,
+        cuda_graphs=not args.no_cuda_graphs,
+        torch_compile=args.torch_compile,
+    )
     return sampler, [list(sampler.encode(prompt)) for prompt in prompts[: args.prompts]]
 
 

@@ -64,15 +64,18 @@ class Result:
 class Stopwatch:
     """Measures a contender, and how much of its time the model's forward passes take.
 
-    On a GPU a forward pass returns before it has been computed, and a captured one does not run as a module at all:
-    there the share is not known.
+    Args:
+        model: whose forward passes.
+        sees_forward: whether they can be timed: on a GPU one returns before it has been computed, and one that is
+            captured or compiled does not run as a module.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._device = model.device
+    def __init__(self, model: PreTrainedModel, sees_forward: bool = True) -> None:
+        self._device, self._sees_forward = model.device, sees_forward
         self._inside = self._wall = self._cpu = 0.0
-        model.register_forward_pre_hook(lambda *_: self._add(-1))
-        model.register_forward_hook(lambda *_: self._add(1))
+        if sees_forward:
+            model.register_forward_pre_hook(lambda *_: self._add(-1))
+            model.register_forward_hook(lambda *_: self._add(1))
 
     def _add(self, sign: int) -> None:
         self._inside += sign * time.perf_counter()
@@ -97,7 +100,7 @@ class Stopwatch:
         """To here, for `work`."""
         synchronise(self._device)
         wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        return Result(work, wall, cpu, self._inside if self._device.type == "cpu" else None)
+        return Result(work, wall, cpu, self._inside if self._sees_forward else None)
 
 
 class Pace(Progress):

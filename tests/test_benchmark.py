@@ -52,7 +52,7 @@ def arguments(**changed: object) -> argparse.Namespace:
     """A command line as `Contest` reads it."""
     values = {"rows": 4, "alpha": 4.0, "block_size": 8, "mcmc_steps": 3, "max_new_tokens": LONGEST, "repeats": 1}
     values |= {"lengths": "lognormal", "mean_length": 10.0, "acceptance": None, "prompts_of_a": None}
-    values |= {"prompts_of_b": None, "attention": None, "only": ["C"]}
+    values |= {"prompts_of_b": None, "attention": None, "torch_compile": False, "only": ["C"]}
     return argparse.Namespace(**(values | changed))
 
 
