@@ -74,7 +74,7 @@ def draw_next(logits: Tensor, beta: Tensor, uniforms: Tensor, excluded: Tensor) 
 
 
 def draw_next_in_cache(logits: Tensor, beta: Tensor, uniforms: Tensor, excluded: Tensor) -> Drawn:
-    """`draw_next`, as many rows at once as stay in a CPU's cache; a second draw only where a token is excluded."""
+    """`draw_next`, as many rows at once as stay in a CPU's cache; only rows that exclude a token need a pass more."""
     logits = _wide(logits)
     beta = beta.to(logits.dtype)
     rows, size = logits.shape
@@ -83,17 +83,17 @@ def draw_next_in_cache(logits: Tensor, beta: Tensor, uniforms: Tensor, excluded:
     for start in range(0, rows, some):
         part = slice(start, start + some)
         z = logits[part] - logits[part].amax(dim=-1, keepdim=True)
-        normalizer = z.exp().sum(dim=-1).log()
+        normalizer_p = z.exp().sum(dim=-1).log()
         scaled = z * beta[part, None]
         weights = scaled.exp()
-        tokens = draw(weights, uniforms[part])
+        normalizer_q = weights.sum(dim=-1).log()
         of = (excluded[part] >= 0).nonzero()[:, 0]
         if len(of):
-            rest = exclude(scaled[of], excluded[part][of]).exp()
-            tokens[of] = draw(rest, uniforms[part][of])
+            weights[of] = exclude(scaled[of], excluded[part][of]).exp()
+        tokens = draw(weights, uniforms[part])
         at = tokens[:, None]
-        log_p = z.gather(1, at)[:, 0] - normalizer
-        log_q = scaled.gather(1, at)[:, 0] - weights.sum(dim=-1).log()
+        log_p = z.gather(1, at)[:, 0] - normalizer_p
+        log_q = scaled.gather(1, at)[:, 0] - normalizer_q
         parts.append((tokens, log_p, log_q))
     return Drawn(*map(torch.cat, zip(*parts, strict=True)))
 
@@ -104,14 +104,10 @@ def draw_next_at_once(logits: Tensor, beta: Tensor, uniforms: Tensor, excluded: 
     Compiled, it reads the logits twice, in their own type, for the maxima and for the sums of blocks of 256 tokens;
     no array of the vocabulary's size is written. The weights of the block that is drawn are computed anew.
     """
-    size = logits.shape[-1]
-    padded = torch.nn.functional.pad(logits, (0, -size % _BLOCK), value=-torch.inf)
-    blocks, places = (
-        x.unflatten(-1, (-1, _BLOCK)) for x in (padded, torch.arange(padded.shape[-1], device=logits.device))
-    )
+    blocks = _in_blocks(logits, -torch.inf)
+    places = torch.arange(blocks.shape[1] * _BLOCK, device=logits.device).view(-1, _BLOCK)
     every = _wide(blocks)
-    beta, without = (x.view(-1, 1, 1) for x in (beta.to(every.dtype), excluded))
-
+    beta, without = beta.to(every.dtype).view(-1, 1, 1), excluded.view(-1, 1, 1)
     rest_top = every.masked_fill(places == without, -torch.inf).amax(dim=-1, keepdim=True).amax(dim=-2, keepdim=True)
     own = _wide(logits.gather(1, excluded.clamp(min=0).unsqueeze(1))).unsqueeze(2)
     top = own.where(without >= 0, -torch.inf).maximum(rest_top)
@@ -127,8 +123,8 @@ def draw_next_at_once(logits: Tensor, beta: Tensor, uniforms: Tensor, excluded: 
     normalizer_q = (z * beta).exp().sum(dim=-1).sum(dim=-1, keepdim=True).log()
     block, level = _bisect(weigh(blocks, places).sum(dim=-1), uniforms.unsqueeze(1), relative=True)
     places = block.unsqueeze(2) * _BLOCK + torch.arange(_BLOCK, device=logits.device)
-    inside, _ = _bisect(weigh(padded.gather(1, places.squeeze(1)).unsqueeze(1), places).squeeze(1), level)
-    tokens = (block * _BLOCK + inside).clamp(max=size - 1)
+    inside, _ = _bisect(weigh(blocks.flatten(1).gather(1, places.squeeze(1)).unsqueeze(1), places).squeeze(1), level)
+    tokens = (block * _BLOCK + inside).clamp(max=logits.shape[-1] - 1)
     at = _wide(logits.gather(1, tokens)) - top.squeeze(2)
     log_p, log_q = at - normalizer_p, at * beta.squeeze(2) - normalizer_q
     return Drawn(tokens.squeeze(1), log_p.squeeze(1), log_q.squeeze(1))
@@ -154,12 +150,18 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     Returns:
         [rows] int64 tokens.
     """
-    size = weights.shape[-1]
-    blocks = torch.nn.functional.pad(weights, (0, -size % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    blocks = _in_blocks(weights, 0)
     block, level = _bisect(blocks.sum(dim=-1), uniforms[:, None], relative=True)
     inside, _ = _bisect(blocks.gather(1, block[..., None].expand(-1, 1, _BLOCK))[:, 0], level)
     # A row of NaN finds no token: stay inside the vocabulary, so that the caller can see the NaN in its log q.
-    return (block * _BLOCK + inside)[:, 0].clamp_(max=size - 1)
+    return (block * _BLOCK + inside)[:, 0].clamp_(max=weights.shape[-1] - 1)
+
+
+def _in_blocks(values: Tensor, fill: float) -> Tensor:
+    """[rows, blocks, 256], the last one filled up."""
+    missing = -values.shape[-1] % _BLOCK
+    whole = torch.nn.functional.pad(values, (0, missing), value=fill) if missing else values
+    return whole.unflatten(-1, (-1, _BLOCK))
 
 
 def _bisect(weights: Tensor, level: Tensor, relative: bool = False) -> tuple[Tensor, Tensor]:

@@ -204,7 +204,10 @@ def test_on_a_gpu_no_shape_depends_on_a_value(dtype: torch.dtype) -> None:
 def test_a_draw_without_a_token_is_exact_even_where_it_had_nearly_all_mass(gap: float, draw_next: DrawNext) -> None:
     """Guards coupled resume where all other tokens would underflow beside the excluded one."""
     rest, n = torch.tensor([0.3, -1.0, 0.1, -0.4], dtype=torch.float64), 2000
-    drawn = drawn_at(torch.cat([rest, rest.new_tensor([gap])]).float(), 2.0, n, 4, draw_next)
+    logits = torch.cat([rest, rest.new_tensor([gap])])
+    drawn = drawn_at(logits.float(), 2.0, n, 4, draw_next)
+    log_q = (2 * logits).log_softmax(-1)[drawn.tokens]
+    torch.testing.assert_close(drawn.log_q.double(), log_q, atol=1e-6, rtol=1e-6)
     counts = torch.bincount(drawn.tokens, minlength=5)
     assert (counts[:4] - n * (2 * rest).softmax(-1)).abs().max() < 1.01
     assert counts[4] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CUT = "\ufffd"
+# Tables that were made for a tokenizer, as long as it lives: by stop strings and number of tokens. A large vocabulary
+# takes seconds to decode.
+_tables: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[tuple[str, ...], int], NDArray[np.bool_]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class StopStrings:
@@ -43,8 +49,10 @@ class StopStrings:
         self.candidates: NDArray[np.bool_] = np.zeros(vocabulary, dtype=bool)
         if self.strings and tokenizer is not None:
             known = min(vocabulary, len(tokenizer))
-            texts = tokenizer.batch_decode([[token] for token in range(known)], clean_up_tokenization_spaces=False)
-            self.candidates[:known] = [self._may_complete(text) for text in texts]
+            tables = _tables.setdefault(tokenizer, {})
+            if (self.strings, known) not in tables:
+                tables[self.strings, known] = self._table(tokenizer, known)
+            self.candidates[:known] = tables[self.strings, known]
 
     def completed(self, tokens: NDArray[np.int64]) -> bool:
         """Whether the text of `tokens`, which held no stop string before its last token, now holds one."""
@@ -76,16 +84,18 @@ class StopStrings:
         assert isinstance(text, str)
         return text
 
-    def _may_complete(self, text: str) -> bool:
-        """Whether a token of this text can end in, hold, or reach past the end of a stop string.
+    def _table(self, tokenizer: PreTrainedTokenizerBase, known: int) -> NDArray[np.bool_]:
+        """Whether each token can end in, hold, or reach past the end of a stop string.
 
         Alone, a token loses the leading space that some tokenizers give it inside a text, and a piece of a
         multi-byte character shows as U+FFFD: the first is tried both ways, the second always counts.
         """
-        if _CUT in text:
-            return True
-        return any(
-            string in piece or any(string.endswith(piece[:n]) for n in range(1, len(piece) + 1))
-            for string in self.strings
-            for piece in (text, " " + text)
+        endings = tuple(string[at:] for string in self.strings for at in range(len(string)))
+        held = (*self.strings, _CUT)
+        texts = tokenizer.batch_decode([[token] for token in range(known)], clean_up_tokenization_spaces=False)
+        return np.array(
+            [
+                text.startswith(endings) or (" " + text).startswith(endings) or any(s in " " + text for s in held)
+                for text in texts
+            ]
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -97,6 +100,34 @@ def test_most_tokens_are_told_apart_by_table():
     whole = [i for i in range(len(BYTES)) if "\ufffd" not in BYTES.decode([i])]
     marked = {BYTES.decode([i]) for i in whole if stops.candidates[i]}
     assert marked == {"\n", "\n\n"}
+
+
+def test_a_table_is_made_once_for_a_tokenizer_and_its_stop_strings(monkeypatch):
+    """Guards: seconds of decoding a large vocabulary at every call; and a table that others can change."""
+    tokenizer, decoded = words(), []
+    decode = tokenizer.batch_decode
+    monkeypatch.setattr(
+        tokenizer, "batch_decode", lambda ids, **kwargs: decoded.append(len(ids)) or decode(ids, **kwargs)
+    )
+    first = StopStrings(tokenizer, ["w3"], 61).candidates
+    assert StopStrings(tokenizer, ["w3"], 70).candidates.nonzero()[0].tolist() == first.nonzero()[0].tolist()
+    first[:] = True
+    assert not StopStrings(tokenizer, ["w3"], 61).candidates.all()
+    assert decoded == [61]
+    assert StopStrings(tokenizer, ["w4"], 61).candidates[4]
+    tokenizer.add_tokens(["xw3"])
+    assert StopStrings(tokenizer, ["w3"], 70).candidates[61]
+    assert decoded == [61, 61, 62]
+
+
+def test_a_table_goes_with_its_tokenizer():
+    """Guards: tokenizers, and what was made for them, kept for as long as the process lives."""
+    tokenizer = words()
+    StopStrings(tokenizer, ["w3"], 61)
+    alive = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert alive() is None
 
 
 def test_ids_beyond_the_tokenizer_never_complete_a_stop_string():
