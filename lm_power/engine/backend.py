@@ -57,8 +57,8 @@ class HFBackend:
         self, model: PreTrainedModel, verify: bool = True, cuda_graphs: bool = True, torch_compile: bool = False
     ) -> None:
         self.model = model
-        # Decode steps have one shape. Prompts have many: for them the model stays as it is.
-        self._decoder: Callable[..., Any] = torch.compile(model, dynamic=False) if torch_compile else model
+        # Decode steps have one shape an engine. Prompts have many: for them the model stays as it is.
+        self._decoder: Callable[..., Any] = torch.compile(model) if torch_compile else model
         base: Any = getattr(model, "get_base_model", lambda: model)()
         self.config = base.config.get_text_config()
         self.name = type(base).__name__

@@ -94,7 +94,7 @@ class DecodeStep:
         self._draw: Callable[..., Drawn] = draw_next
         self._run: Callable[[int], None] = self._step
         if backend.replays:
-            self._draw = torch.compile(draw_next, fullgraph=True, dynamic=False)
+            self._draw = torch.compile(draw_next, fullgraph=True)  # anew for a second number of rows; then for any
             self._run = Replayed(self._step, self.device)
 
     def begin(self, row: int, prompt: int, feed: int, request: Request) -> None:
