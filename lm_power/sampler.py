@@ -10,6 +10,7 @@ from lm_power.chains import make_chain
 from lm_power.completion import Completion
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine import Counters, Engine, HFBackend, StopStrings
+from lm_power.engine.attention import prefer_spans
 from lm_power.engine.memory import rows_that_fit
 from lm_power.progress import Progress, progress_bar
 from lm_power.records import FinishedBy
@@ -87,7 +88,9 @@ class PowerSampler:
             peft: hub id or folder of a PEFT adapter to load on top.
             cuda_graphs: see the class.
             torch_compile: see the class.
-            model_options: for `AutoModelForCausalLM.from_pretrained`.
+            model_options: for `AutoModelForCausalLM.from_pretrained`. Without `attn_implementation`, a model that
+                goes to NVIDIA GPUs gets `"lm_power"` (see `lm_power.engine.attention`) where it can have it; any
+                other, what transformers chooses.
         """
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -95,6 +98,8 @@ class PowerSampler:
         if "device_map" not in model_options:
             model_options["device_map"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, **model_options)
+        if model_options.get("attn_implementation") is None:
+            prefer_spans(model)
         if peft is not None:
             from peft import PeftModel
 

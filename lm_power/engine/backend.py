@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import CacheLayerMixin
 
+from lm_power.engine.attention import check_kernel
 from lm_power.engine.kv_cache import LayerShape, RowCache
-from lm_power.engine.masks import SUPPORTED_ATTENTION, accept_row_positions
+from lm_power.engine.masks import SPANS_ATTENTION, SUPPORTED_ATTENTION, accept_row_positions
 from lm_power.engine.transfer import send
 from lm_power.target import log_probabilities
 
@@ -51,6 +52,7 @@ class HFBackend:
     Raises:
         UnsupportedModelError: encoder-decoder; recurrent, convolutional or otherwise unknown cache;
             attention implementation without explicit masks; or the comparison failed.
+        ImportError: the attention needs Triton, and it is not installed.
     """
 
     def __init__(
@@ -72,7 +74,10 @@ class HFBackend:
                 f"attn_implementation={attention!r}: rows at positions of their own need explicit masks; "
                 f"load the model with attn_implementation={' or '.join(map(repr, SUPPORTED_ATTENTION))}"
             )
+        self.reads_spans = attention == SPANS_ATTENTION
         self.max_positions = self._max_positions()
+        if self.reads_spans:
+            check_kernel(parameter.device for parameter in base.parameters())
         accept_row_positions()
         self.vocabulary: int = base.get_output_embeddings().weight.shape[0]
         embedding = base.get_input_embeddings()
@@ -92,11 +97,10 @@ class HFBackend:
         except Exception as error:
             raise UnsupportedModelError(
                 f"{self.name} ({self.config.model_type}) does not run on the engine's cache: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{self._other_attention()}"
             ) from error
         heads = getattr(self.config, "num_attention_heads", self.shapes[0].heads)
         self.query_groups = max(1, heads // self.shapes[0].heads)  # query heads that share a key/value head
-        self.reads_spans = attention == "lm_power"
         self.replays = cuda_graphs and self._can_be_recorded()
 
     def _can_be_recorded(self) -> bool:
@@ -198,6 +202,10 @@ class HFBackend:
         ropes = getattr(self.config, "rope_parameters", None) or {}
         return [ropes, *(part for part in ropes.values() if isinstance(part, dict))]
 
+    def _other_attention(self) -> str:
+        """What else to try, for the end of an error message."""
+        return "; it may run when loaded with attn_implementation='sdpa' or 'eager'" if self.reads_spans else ""
+
     def _max_positions(self) -> int | None:
         """Positions up to which the model's law does not depend on what else is in the batch, or None."""
         limit = getattr(self.config, "max_position_embeddings", None)
@@ -253,5 +261,5 @@ class HFBackend:
             raise UnsupportedModelError(
                 f"{self.name} ({self.config.model_type}): decoding in rows differs from a full forward pass by "
                 f"{worst:.3g} nats (tolerance {tolerance:.3g}); its cache or masks work in a way the engine does "
-                "not know, and its samples would be wrong"
+                f"not know, and its samples would be wrong{self._other_attention()}"
             )

@@ -4,6 +4,9 @@ transformers lets a model build its own mask for each layer type (full, sliding 
 for the whole batch. Here every row has its own positions: `RowCache.get_query_offset` returns them as a
 [rows, queries] tensor, and the mask functions of `sdpa` and `eager` are taught to broadcast it. Any other
 offset goes to the original function, so nothing changes for models outside the engine.
+
+`lm_power` (see `lm_power.engine.attention`) gets less than a mask: what one query a row sees is a span of keys, and two
+numbers say it.
 """
 
 from __future__ import annotations
@@ -14,17 +17,51 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 
-SUPPORTED_ATTENTION = ("sdpa", "eager")
+MASKED_ATTENTION = ("sdpa", "eager")
+SPANS_ATTENTION = "lm_power"
+SUPPORTED_ATTENTION = (*MASKED_ATTENTION, SPANS_ATTENTION)
 
 
 def accept_row_positions() -> None:
     """Teach transformers' mask functions [rows, queries] query offsets. Calling it again changes nothing."""
-    for name in SUPPORTED_ATTENTION:
+    for name in MASKED_ATTENTION:
         original = ALL_MASK_ATTENTION_FUNCTIONS[name]
         if not hasattr(original, "accepts_row_positions"):
             ALL_MASK_ATTENTION_FUNCTIONS[name] = _broadcasting(original, additive=name == "eager")
+
+
+def spans_or_mask(*, q_offset: Any = 0, **kwargs: Any) -> Tensor | None:
+    """The mask function of `lm_power`: spans for one query a row at positions of their own, else sdpa's mask.
+
+    Returns:
+        [rows, 1, 1, 2] int32: the first key that the row's query sees, and one past the last. Equal, so that the
+        attention is NaN and the engine stops, if what it sees has a gap: no mask of transformers' has one for a
+        single query, and looking whether this one has may not wait for the GPU.
+    """
+    if not (isinstance(q_offset, Tensor) and q_offset.ndim == 2):
+        return sdpa_mask(q_offset=q_offset, **kwargs)
+    visible = _row_mask(q_offset, additive=False, **kwargs)
+    if visible.shape[2] != 1:
+        return visible
+    length = visible.shape[3]
+    keys = torch.arange(length, dtype=torch.int32, device=visible.device)
+    first = keys.where(visible, length).amin(-1)
+    stop = keys.where(visible, -1).amax(-1) + 1
+    whole = visible.sum(-1, dtype=torch.int32) == stop - first
+    return torch.stack([first, stop.where(whole, first)], -1)
+
+
+def are_spans(mask: Tensor | None) -> bool:
+    """Whether a mask that reached an attention function is what `spans_or_mask` calls spans."""
+    return mask is not None and mask.dtype == torch.int32 and mask.shape[1:] == (1, 1, 2)
+
+
+def visible_keys(spans: Tensor, length: int) -> Tensor:
+    """[rows, 1, 1, length] boolean mask that says the same as the spans."""
+    keys = torch.arange(length, dtype=torch.int32, device=spans.device)
+    return (keys >= spans[..., :1]) & (keys < spans[..., 1:])
 
 
 def _broadcasting(original: Callable[..., Any], additive: bool) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from lm_power.completion import Completion, padding_completion
 from lm_power.config import OptionError, SamplerConfig
+from lm_power.engine.attention import prefer_spans
 from lm_power.fingerprint import fingerprint
 from lm_power.harness.options import Plan, decoding_overruled, plan_generation, split_model_args, store_folder
 from lm_power.progress import progress_bar
@@ -38,7 +39,9 @@ class PowerHF(HFLM):
             RandW of Tomihari & Sato 2026).
         cuda_graphs, torch_compile: see `lm_power.PowerSampler`.
         arguments: sampler options (`lm_power.config.SamplerConfig`) and all of HFLM's. `batch_size` is the
-            number of completions decoded side by side, "auto" for as many as fit.
+            number of completions decoded side by side, "auto" for as many as fit. Without
+            `attn_implementation`, a checkpoint that goes to NVIDIA GPUs gets `lm_power` where it can have it
+            (see `lm_power.engine.attention`); any other, what transformers chooses.
 
     Raises:
         OptionError: a wrong or misspelt option, before the model is loaded.
@@ -64,6 +67,8 @@ class PowerHF(HFLM):
         self._completions = store_folder({"completions": completions})
         self._most_rows = theirs.get("max_batch_size")
         super().__init__(pretrained, **theirs)
+        if isinstance(pretrained, str) and theirs.get("attn_implementation") is None:
+            prefer_spans(self.model)
         self._join_processes()
         if randomize_weights:
             randomize(self.model, self.sampler_config.seed)

@@ -15,7 +15,9 @@ from lm_power.config import OptionError
 from lm_power.engine import Engine, HFBackend, UnsupportedModelError
 
 # (architecture, attention): Gemma 2 has no sdpa, whose kernels know no softcapping.
-SERVED = [(name, kind) for name in CONFIGS for kind in ("sdpa", "eager") if (name, kind) != ("gemma2", "sdpa")]
+SERVED = [
+    (name, kind) for name in CONFIGS for kind in ("sdpa", "eager", "lm_power") if (name, kind) != ("gemma2", "sdpa")
+]
 OPTIONS = {"alpha": 2.0, "block_size": 8, "mcmc_steps": 2, "max_new_tokens": 24}
 
 
@@ -156,7 +158,7 @@ def test_flash_attention_is_refused_with_the_way_out():
     """Guards: an attention implementation that ignores explicit masks."""
     model = make_model("qwen2")
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(UnsupportedModelError, match="attn_implementation='sdpa' or 'eager'"):
+    with pytest.raises(UnsupportedModelError, match="attn_implementation='sdpa' or 'eager' or 'lm_power'"):
         HFBackend(model)
 
 

@@ -1,0 +1,174 @@
+"""`attn_implementation="lm_power"`: decode attention that reads each key and value once, and no hidden ones.
+
+Importing this module registers the name with transformers, so that its own option chooses it:
+`from_pretrained(…, attn_implementation="lm_power")`, `model.set_attn_implementation("lm_power")`. One query a row
+over a `RowCache` is answered by `lm_power.engine.attention_kernel` on a GPU, from the spans that
+`lm_power.engine.masks` hands over in place of a mask. Every other call (prefill, log-likelihoods,
+`model.generate`) is transformers' sdpa; or, where a model softens its scores or has sinks, which sdpa cannot,
+`plain_attention`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from lm_power.engine.masks import SPANS_ATTENTION, are_spans, spans_or_mask, visible_keys
+
+# What models hand to every attention function, and what changes nothing where masks say it all.
+_WITHOUT_EFFECT = {
+    "cache_position", "is_causal", "num_items_in_batch", "output_attentions", "output_hidden_states", "position_ids",
+    "return_dict", "sliding_window", "use_cache",
+}  # fmt: skip
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers' models call it.
+
+    Args:
+        module: the layer.
+        query: [rows, heads, queries, key_dim].
+        key: [rows, kv_heads, keys, key_dim].
+        value: [rows, kv_heads, keys, value_dim].
+        attention_mask: spans ([rows, 1, 1, 2] int32), a boolean mask, or None where causality says it all.
+        dropout: probability; 0 with spans.
+        scaling: of the scores; default 1/√key_dim.
+        softcap: c of c·tanh(score / c) (Gemma 2).
+        s_aux: [heads], a score a head that takes probability and gives no value (GPT-OSS's sinks).
+        others: what else the model has for attention functions.
+
+    Returns:
+        [rows, queries, heads, value_dim], and None for the weights.
+
+    Raises:
+        NotImplementedError: spans together with an argument that changes what attention computes.
+    """
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    spans = attention_mask if are_spans(attention_mask) else None
+    if spans is None and softcap is None and s_aux is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    asked = {"dropout": dropout or None, **others}
+    unknown = [name for name, given in asked.items() if given is not None and name not in _WITHOUT_EFFECT]
+    if unknown:
+        raise NotImplementedError(
+            f"attn_implementation={SPANS_ATTENTION!r} does not know {', '.join(unknown)} of {type(module).__name__}; "
+            "load the model with attn_implementation='sdpa', or 'eager' where it has none"
+        )
+    if spans is None:
+        mask = _causal(query, key) if attention_mask is None else attention_mask
+        return plain_attention(query, key, value, mask, scaling, softcap, s_aux), None
+    if _kernel_takes(query, key, value):
+        from lm_power.engine.attention_kernel import decode_attention  # Triton is there on GPUs only
+
+        return decode_attention(query, key, value, spans, scaling, softcap, s_aux), None
+    output = plain_attention(query, key, value, visible_keys(spans, key.shape[2]), scaling, softcap, s_aux)
+    return output.masked_fill(spans[..., :1] >= spans[..., 1:], torch.nan), None
+
+
+def plain_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """softmax(scaling · q·k) v over the keys that the mask shows, keys and values not repeated for their groups.
+
+    Args:
+        query: [rows, heads, queries, key_dim], of any float dtype.
+        key: [rows, kv_heads, keys, key_dim].
+        value: [rows, kv_heads, keys, value_dim].
+        mask: [rows or 1, 1, queries, keys], boolean (True: seen) or added to the scores.
+        scaling: of the scores.
+        softcap: c of c·tanh(score / c), or None.
+        sinks: [heads], a score a head that takes probability and gives no value; or None.
+
+    Returns:
+        [rows, queries, heads, value_dim]; of a query that sees nothing (padding), something finite.
+    """
+    grouped = query.unflatten(1, (key.shape[1], -1))  # [rows, kv_heads, group, queries, key_dim]
+    scores = grouped @ key[:, :, None].transpose(-1, -2)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + mask[:, :, None]
+    if sinks is not None:
+        column = sinks.to(scores).view(1, key.shape[1], -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, column], -1)
+    weights = scores.softmax(-1)[..., : key.shape[2]].to(value.dtype)
+    output = (weights @ value[:, :, None]).flatten(1, 2).transpose(1, 2)
+    return output.contiguous()
+
+
+def _kernel_takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    return query.is_cuda and query.dtype == key.dtype == value.dtype and query.dtype in _KERNEL_DTYPES
+
+
+def _causal(query: Tensor, key: Tensor) -> Tensor:
+    """[1, 1, queries, keys]: what no mask means in transformers: all for one query, else from the first key on."""
+    shape = query.shape[2], key.shape[2]
+    seen = torch.ones(shape, dtype=torch.bool, device=query.device)
+    return (seen if shape[0] == 1 else seen.tril())[None, None]
+
+
+def check_kernel(devices: Iterable[torch.device]) -> None:
+    """Raise `ImportError` if there is a GPU among the devices and Triton, which the kernel needs, is not installed."""
+    if any(device.type == "cuda" for device in devices) and importlib.util.find_spec("triton") is None:
+        raise ImportError(
+            f"attn_implementation={SPANS_ATTENTION!r} needs Triton on a GPU, and it is not installed: install the "
+            "triton that belongs to this torch, or load the model with attn_implementation='sdpa'"
+        )
+
+
+def prefer_spans(model: nn.Module) -> None:
+    """Switch a model just loaded, for which nobody named an attention, to `"lm_power"` if that is faster and possible.
+
+    That is: all of it on NVIDIA GPUs of compute capability ≥ 8.0, Triton installed, and a decoder whose class
+    takes attention functions from elsewhere. Any other model stays as transformers chose.
+
+    Args:
+        model: transformers causal LM, or a PEFT model around one.
+    """
+    base = getattr(model, "get_base_model", lambda: model)()
+    if not isinstance(base, PreTrainedModel) or base.config.is_encoder_decoder or not base.is_backend_compatible():
+        return
+    if _run_the_kernel({parameter.device for parameter in base.parameters()}):
+        base.set_attn_implementation(SPANS_ATTENTION)
+
+
+def _run_the_kernel(devices: Iterable[torch.device]) -> bool:
+    return (
+        all(device.type == "cuda" for device in devices)
+        and torch.version.hip is None
+        and importlib.util.find_spec("triton") is not None
+        and all(torch.cuda.get_device_capability(device) >= (8, 0) for device in devices)
+    )
+
+
+AttentionInterface.register(SPANS_ATTENTION, attention)
+AttentionMaskInterface.register(SPANS_ATTENTION, spans_or_mask)
