@@ -21,11 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lm_power.engine.masks import SPANS_ATTENTION, are_spans, spans_or_mask, visible_keys
 
-# What models hand to every attention function, and what changes nothing where masks say it all.
-_WITHOUT_EFFECT = {
-    "cache_position", "is_causal", "num_items_in_batch", "output_attentions", "output_hidden_states", "position_ids",
-    "return_dict", "sliding_window", "use_cache",
-}  # fmt: skip
+_WITHOUT_EFFECT = {"position_ids", "cache_position"}  # tensors that masks and rotations have used up
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -67,8 +63,10 @@ def attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
-    asked = {"dropout": dropout or None, **others}
-    unknown = [name for name, given in asked.items() if given is not None and name not in _WITHOUT_EFFECT]
+    # Tensors are what attention computes with (a bias, chosen keys); flags say what a model is to return.
+    unknown = [name for name, given in others.items() if isinstance(given, Tensor) and name not in _WITHOUT_EFFECT]
+    if dropout:
+        unknown.append("dropout")
     if unknown:
         raise NotImplementedError(
             f"attn_implementation={SPANS_ATTENTION!r} does not know {', '.join(unknown)} of {type(module).__name__}; "

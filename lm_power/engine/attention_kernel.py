@@ -25,7 +25,8 @@ COMBINED = 16  # splits that the second kernel reads at a time
 _TILE_BYTES = 32 << 10  # keys and values a program has in flight, a stage
 
 
-@triton.jit
+# Not for `splits`: a kernel compiled anew for 1, or for multiples of 16, would be compiled in the middle of a run.
+@triton.jit(do_not_specialize=["splits"])
 def attend_kernel(
     query,  # [rows, heads, 1, KEY_DIM]
     key,  # [rows, kv heads, slots, KEY_DIM]
@@ -115,7 +116,7 @@ def attend_kernel(
     tl.store(state + 2 * place + 1, total, mask=member < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def combine_kernel(
     partial,
     state,
@@ -182,7 +183,7 @@ def tiling(group: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> dict
     # `tl.dot` takes tiles of 16 at least, `tl.arange` powers of two.
     group_tile, key_tile, value_tile = (max(16, triton.next_power_of_2(n)) for n in (group, key_dim, value_dim))
     key_bytes = (key_tile + value_tile) * dtype.itemsize
-    block = 128
+    block = 64
     while block > 16 and block * key_bytes > _TILE_BYTES:
         block //= 2
     return {

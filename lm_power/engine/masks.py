@@ -47,8 +47,8 @@ def spans_or_mask(*, q_offset: Any = 0, **kwargs: Any) -> Tensor | None:
         return visible
     length = visible.shape[3]
     keys = torch.arange(length, dtype=torch.int32, device=visible.device)
-    first = keys.where(visible, length).amin(-1)
-    stop = keys.where(visible, -1).amax(-1) + 1
+    first = keys.masked_fill(~visible, length).amin(-1)
+    stop = keys.masked_fill(~visible, -1).amax(-1) + 1
     whole = visible.sum(-1, dtype=torch.int32) == stop - first
     return torch.stack([first, stop.where(whole, first)], -1)
 

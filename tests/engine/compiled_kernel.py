@@ -1,7 +1,8 @@
 """Compiles the GPU kernels for an architecture, given as 80 or 90 on the command line, on a machine without one.
 
-Prints what each needs; fails if one does not compile, spills registers or needs more than a GPU has. In a process of
-its own, as the interpreter must not be chosen.
+`decode_attention` runs with a driver that knows the architecture and nothing else: what it would launch is compiled,
+with the types, strides and alignments it would launch it with. Prints what each kernel needs; fails if one does
+not compile, spills registers or needs more than a GPU has. In a process of its own: the driver is Triton's for good.
 """
 
 from __future__ import annotations
@@ -11,77 +12,82 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver, jit
 
-from lm_power.engine.attention_kernel import COMBINED, SPLIT, attend_kernel, combine_kernel, tiling
+from lm_power.engine.attention_kernel import decode_attention
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_MEMORY = 99 << 10  # bytes a block may have on the smallest GPUs of capability 8 and 9
-NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-# query heads a key/value head, key_dim, value_dim, dtype
+# heads, kv_heads, key_dim, value_dim, slots, dtype, softcap, sinks
 MODELS = {
-    "Qwen2.5-7B": (7, 128, 128, torch.bfloat16),
-    "Qwen2.5-7B in float32": (7, 128, 128, torch.float32),
-    "Gemma 2 9B": (2, 256, 256, torch.bfloat16),
-    "DeepSeek-V2-Lite": (1, 192, 128, torch.float16),
+    "Qwen2.5-7B": (28, 4, 128, 128, 3712, torch.bfloat16, None, False),
+    "Qwen2.5-7B in float32": (28, 4, 128, 128, 3712, torch.float32, None, False),
+    "Gemma 2 9B": (16, 8, 256, 256, 512, torch.bfloat16, 50.0, False),
+    "GPT-OSS 20B": (64, 8, 64, 64, 8192, torch.bfloat16, None, True),
+    "DeepSeek-V2-Lite": (16, 16, 192, 128, 3712, torch.float16, None, False),
 }
 
 
-def compiled(kernel: triton.JITFunction, constants: dict, dtype: torch.dtype, architecture: int, **options: int):
-    """The kernel as `decode_attention` has it compiled: tensors and strides are multiples of 16."""
-    names = [parameter.name for parameter in kernel.params]
-    given = {"query": NAMES[dtype], "key": NAMES[dtype], "value": NAMES[dtype], "output": NAMES[dtype], "spans": "i32"}
-    given |= {"partial": "fp32", "state": "fp32", "sinks": NAMES[dtype]}
-    numbers = {"scaling": "fp32", "softcap": "fp32"}
-    signature = {
-        name: "constexpr" if name in constants else f"*{given[name]}" if name in given else numbers.get(name, "i32")
-        for name in names
-    }
-    aligned = [name for name in names if name in given or name.endswith(("_row", "_head", "_slot"))]
-    source = ASTSource(
-        kernel,
-        signature,
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+class Driver:
+    """What Triton asks of a GPU before it launches anything."""
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
-def check(what: str, kernel: triton.compiler.CompiledKernel) -> None:
-    """Print registers, bytes on the stack (spilled) and shared memory; fail on spills, and on more memory than there is."""
+def main(architecture: int) -> None:
+    """The launches of a few models."""
+    driver.set_active(Driver(architecture))
+    run, launches = jit.JITFunction.run, []
+
+    def compile_only(self: jit.JITFunction, *arguments: Any, warmup: bool, **options: Any) -> Any:
+        launches.append((self, run(self, *arguments, warmup=True, **options)))
+
+    jit.JITFunction.run = compile_only
+    for name, (heads, kv_heads, key_dim, value_dim, slots, dtype, softcap, with_sinks) in MODELS.items():
+        query = torch.empty((2, 1, heads, key_dim), dtype=dtype).transpose(1, 2)
+        key, value = (
+            torch.empty((2, kv_heads, slots + 1, dim), dtype=dtype)[:, :, :slots] for dim in (key_dim, value_dim)
+        )
+        spans = torch.zeros((2, 1, 1, 2), dtype=torch.int32)
+        launches.clear()
+        decode_attention(
+            query, key, value, spans, 0.1, softcap, torch.empty(heads, dtype=dtype) if with_sinks else None
+        )
+        for kernel, compiled in launches:
+            what = f"sm_{architecture}, {name}, {kernel.__name__}"
+            registers, stack = usage(compiled)
+            print(f"{what}: {registers} registers, {compiled.metadata.shared} bytes of shared memory")
+            assert stack == 0, f"{what}: {stack} bytes of registers spill"
+            assert compiled.metadata.shared <= SHARED_MEMORY, f"{what}: more shared memory than a block may have"
+        ptx = launches[0][1].asm["ptx"]
+        assert "cp.async.cg.shared.global" in ptx, f"{name}: keys and values are not loaded ahead, 16 bytes at a time"
+        assert ("mma.sync" in ptx) is (dtype != torch.float32), f"{name}: tensor cores, but for exact float32"
+
+
+def usage(kernel: triton.compiler.CompiledKernel) -> tuple[int, int]:
+    """Registers a thread, and bytes on its stack: what spills goes there."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         command = [TOOLS / "cuobjdump", "-res-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True)
-    needs = dict(re.findall(r"(REG|STACK):(\d+)", usage.stdout))
-    print(f"{what}: {needs['REG']} registers, {kernel.metadata.shared} bytes shared, {needs['STACK']} on the stack")
-    assert int(needs["STACK"]) == 0, "registers spill"
-    assert kernel.metadata.shared <= SHARED_MEMORY, "more shared memory than a block may have"
-
-
-def main(architecture: int) -> None:
-    """Both kernels, for a few models, with and without what some models have."""
-    for name, (group, key_dim, value_dim, dtype) in MODELS.items():
-        sizes = tiling(group, key_dim, value_dim, dtype)
-        options = {option: sizes.pop(option) for option in ("num_warps", "num_stages")}
-        constants = {**sizes, "SOFTCAP": name.startswith("Gemma")}
-        kernel = compiled(attend_kernel, constants, dtype, architecture, **options)
-        assert "cp.async.cg.shared.global" in kernel.asm["ptx"], (
-            "keys and values must be loaded 16 bytes at a time, ahead"
-        )
-        check(f"sm_{architecture}, {name}", kernel)
-    for sinks in (False, True):
-        constants = {"SINKS": sinks, "VALUE_DIM": 128, "VALUE_TILE": 128, "COMBINED": COMBINED, "SPLIT": SPLIT}
-        # One split: Triton compiles a kernel of its own for an argument that is 1.
-        kernel = compiled(
-            combine_kernel, {**constants, **({"splits": 1} if sinks else {})}, torch.bfloat16, architecture
-        )
-        check(f"sm_{architecture}, combining{' with sinks' * sinks}", kernel)
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", printed).groups()
+    return int(registers), int(stack)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,12 @@ def test_an_argument_that_matters_and_is_not_known_is_refused(argument):
     """Guards: a bias or a choice of keys that the kernel drops."""
     spans = torch.tensor([0, 3], dtype=torch.int32).view(1, 1, 1, 2)
     tensor = torch.zeros((1, 2, 1, 4))
-    options = {argument: 0.1 if argument == "dropout" else tensor, "sliding_window": 4, "cache_position": tensor}
+    options = {
+        argument: 0.1 if argument == "dropout" else tensor,
+        "sliding_window": 4,
+        "position_ids": tensor,
+        "output_router_logits": False,
+    }
     with pytest.raises(NotImplementedError, match=f"{argument} of .*attn_implementation='sdpa'"):
         attention.attention(torch.nn.Module(), tensor, tensor, tensor, spans, **options)
 
