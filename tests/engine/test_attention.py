@@ -199,6 +199,20 @@ def test_from_pretrained_keeps_what_the_user_names(gpu, tmp_path):
         assert sampler.backend.config._attn_implementation == chosen
 
 
+def test_power_hf_keeps_what_the_user_names(gpu, tmp_path):
+    """Guards: as above for `--model power-hf`; a model that was handed over loaded being changed."""
+    from lm_power.harness.power_hf import PowerHF
+
+    model = make_model("mistral")
+    model.save_pretrained(tmp_path)
+    words().save_pretrained(tmp_path)
+    options = {"device": "cpu", "batch_size": 1, "dtype": "float32"}
+    assert PowerHF(str(tmp_path), **options).model.config._attn_implementation == "lm_power"
+    named = PowerHF(str(tmp_path), attn_implementation="eager", **options)
+    assert named.model.config._attn_implementation == "eager"
+    assert PowerHF(model, tokenizer=words(), batch_size=1).model.config._attn_implementation == "sdpa"
+
+
 def run_python(*arguments: str, **environment: str) -> None:
     """A Python of its own, whose output is shown if it fails."""
     done = subprocess.run(
