@@ -61,6 +61,17 @@ def test_a_mask_with_a_gap_gives_an_empty_span_and_nan():
     assert output[1].isnan().all()
 
 
+@pytest.mark.parametrize("name", MASKS)
+def test_spans_wait_for_no_gpu(name):
+    """Guards: a look at the numbers, which a step recorded as a CUDA graph cannot take; meta tensors have none."""
+    positions = torch.zeros((4, 1), dtype=torch.long, device="meta")
+    function = MASKS[name]
+    if name == "chunked":
+        function = masking_utils.chunked_causal_mask_function(7, torch.zeros_like(positions[:, 0]))
+    spans = spans_or_mask(q_offset=positions, kv_length=300, mask_function=function)
+    assert spans.device.type == "meta"
+
+
 def test_several_queries_a_row_get_a_mask():
     """Guards: the span of one query taken for that of a chunk of a prompt."""
     mask = spans_or_mask(q_offset=torch.tensor([[3, 4, 5]]), kv_length=9, mask_function=MASKS["causal"])
