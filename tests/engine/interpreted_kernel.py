@@ -6,6 +6,8 @@ Not collected by itself: the interpreter must be chosen before Triton is importe
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -135,3 +137,17 @@ def test_a_model_decodes_with_the_kernel_as_without(name, monkeypatch):
     for (before,), (after,) in zip(plain, drawn, strict=True):
         assert after.token_ids == before.token_ids
         assert after.log_probs == pytest.approx(before.log_probs, abs=1e-4)
+
+
+def test_a_compiled_model_takes_the_kernel_as_it_is(monkeypatch):
+    """Guards: a kernel that torch.compile cannot see past, or takes for something of another shape."""
+    monkeypatch.undo()  # the checks make integers too, which have no NaN
+    monkeypatch.setattr(attention, "_kernel_takes", lambda query, key, value: query.dtype == torch.float32)
+    query, key, value, spans = case(torch.float32, 2, 2, 32, 16)
+    torch.library.opcheck(decode_attention, (query, key.nan_to_num(), value.nan_to_num(), spans, 0.2))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    drawn = []
+    for torch_compile in (False, True):
+        sampler = PowerSampler(make_model("qwen2", "lm_power"), None, eos_token_ids=[0], torch_compile=torch_compile)
+        drawn.append(sampler.generate([[5], [7, 8, 9]], method="standard", max_new_tokens=4)[1][0])
+    assert drawn[0].token_ids == drawn[1].token_ids
