@@ -125,12 +125,12 @@ def test_results_that_are_read_late_change_no_completion(monkeypatch, method, ah
     assert same(late, at_once)
 
 
-@pytest.mark.parametrize("name", ["qwen2-sliding", "gemma2"])
-def test_a_step_can_be_recorded_and_replayed(monkeypatch, request, name):
+@pytest.mark.parametrize(("name", "attention"), [("qwen2-sliding", "sdpa"), ("gemma2", "lm_power")])
+def test_a_step_can_be_recorded_and_replayed(monkeypatch, request, name, attention):
     """Guards: a step in which something depends on Python values that change, or that is run as it is recorded."""
     monkeypatch.setattr(Engine, "BUCKET", 16)
     monkeypatch.setattr(decode_step, "draw_next", draw_next_at_once)
-    model = make_model(name)
+    model = make_model(name, attention)
     expected = draw(model)
     request.getfixturevalue("graphs_on_the_cpu")
     replayed = draw(model)
@@ -155,11 +155,12 @@ class _OneDevice(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("attention", [None, "lm_power"])
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "phi3-longrope"])
-def test_a_step_neither_asks_its_device_for_a_value_nor_brings_it_one(name):
+def test_a_step_neither_asks_its_device_for_a_value_nor_brings_it_one(name, attention):
     """Guards: what a CUDA graph cannot hold. Tensors on `meta` have shapes, and no values to ask for."""
     meta = torch.device("meta")
-    backend = HFBackend(make_model(name))
+    backend = HFBackend(make_model(name, attention))
     backend.model, backend.input_device = backend.model.to(meta), meta
     shapes = [dataclasses.replace(shape, device=meta) for shape in backend.shapes]
     step = DecodeStep(backend, RowCache(shapes, rows=4, length=32), 16, np.zeros(VOCABULARY, bool))
