@@ -32,9 +32,9 @@ class FakeEngine:
         self._length = [0] * rows  # of the settled completion
         self._at_risk: set[int] = set()
 
-    def load(self, row: int, prompt: Sequence[int]) -> None:
+    def load(self, row: int, prompt: Sequence[int], completion: Sequence[int] = ()) -> None:
         assert row not in self._at_risk
-        self._length[row] = 0
+        self._length[row] = len(completion)
 
     def fork(self, source: int, target: int, keep: int) -> None:
         assert target not in self._at_risk and keep <= self._length[source]
@@ -52,11 +52,15 @@ class FakeEngine:
         if accepted:
             self._length[row] = self._asked[row].horizon
 
-    def cancel(self, row: int) -> int:
+    def drawn(self, row: int) -> int:
         request = self._asked[row]
-        done = request.horizon - request.keep - self._left.pop(row, 0)
+        return request.horizon - request.keep - self._left.get(row, 0)
+
+    def cancel(self, row: int) -> int:
+        drawn = self.drawn(row)
+        self._left.pop(row, None)
         self._at_risk.remove(row)
-        return done
+        return drawn
 
     def step(self) -> list[tuple[int, Segment]]:
         """On to the next pass after which a row has finished."""
@@ -110,7 +114,7 @@ def simulate(jobs: int, rows: int, accepted: float, prefetch: bool) -> tuple[Fak
     engine = FakeEngine(rows)
     chain = FakeChain(4.0, 4.0, 192, 10, LONGEST, accepted=accepted)
     every = [Job((index,)) for index in range(jobs)]
-    runs = Scheduler(engine, chain, every, 0, prefetch, Progress(jobs)).finished()
+    runs = Scheduler(chain, every, 0, prefetch, Progress(jobs)).finished(engine)
     return engine, {run.index: run for run in runs}
 
 
@@ -148,7 +152,7 @@ def test_idle_rows_go_to_the_longest_chain() -> None:
     chain = FakeChain(4.0, 4.0, 192, 10, LONGEST, accepted=0.05)
     ranked = sorted(range(40), key=lambda index: final_length(Stream.for_request(0, (index,), 0)))
     short, long = Job((ranked[0],)), Job((ranked[-1],))
-    runs = {run.index: run for run in Scheduler(engine, chain, [short, long], 0, True, Progress(2)).finished()}
+    runs = {run.index: run for run in Scheduler(chain, [short, long], 0, True, Progress(2)).finished(engine)}
     assert len(runs[0].state) < 192 < len(runs[1].state)
     assert runs[1].prefetched > 0.5 * runs[1].decoded
     # Nearly all that can be decoded ahead of its turn is: the chain takes a fraction of its own passes.
@@ -161,9 +165,9 @@ def test_prefetch_waits_for_the_jobs() -> None:
     chain = FakeChain(4.0, 4.0, 192, 10, LONGEST, accepted=0.1)
     started = []
     load, fork = engine.load, engine.fork
-    engine.load = lambda row, prompt: (started.append("load"), load(row, prompt))
+    engine.load = lambda *row: (started.append("load"), load(*row))
     engine.fork = lambda *rows: (started.append("fork"), fork(*rows))
-    runs = list(Scheduler(engine, chain, [Job((i,)) for i in range(6)], 0, True, Progress(6)).finished())
+    runs = list(Scheduler(chain, [Job((i,)) for i in range(6)], 0, True, Progress(6)).finished(engine))
     assert len(runs) == 6 and started.count("load") == 6 and "fork" in started
     assert "fork" not in started[:6]
 
