@@ -207,7 +207,8 @@ class PowerSampler:
         Where memory has run out in an earlier call, at most as many positions as were then left.
         """
         if self.max_rows == "auto":
-            most = rows_that_fit(self.backend, positions, rewinds=config.method.startswith("power"))
+            rewound = config.max_new_tokens if config.method.startswith("power") else 0
+            most = rows_that_fit(self.backend, positions, rewound)
         else:
             most = self.max_rows
         if self._fitted is not None:
