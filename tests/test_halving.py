@@ -17,7 +17,7 @@ import lm_power.sampler
 from lm_power import Completion, PowerSampler
 from lm_power.config import SamplerConfig
 from lm_power.engine import Engine
-from lm_power.engine.halving import halving, is_out_of_memory
+from lm_power.engine.halving import halving, out_of_memory
 from lm_power.progress import Progress
 from lm_power.scheduler import Job
 
@@ -210,13 +210,13 @@ def test_other_errors_are_not_taken_for_it(sampler, monkeypatch):
 )
 def test_what_is_out_of_memory(error):
     """Guards: an allocator whose words are not known; one hidden by the error it led to."""
-    assert is_out_of_memory(error)
+    assert out_of_memory(error) is error
     hidden = RuntimeError("CUDA error: operation failed due to a previous error during capture")
     hidden.__context__ = error
-    assert is_out_of_memory(hidden)
+    assert out_of_memory(hidden) is error
     unrelated = FloatingPointError("not finite")
     unrelated.__context__ = error
-    assert not is_out_of_memory(unrelated)
+    assert out_of_memory(unrelated) is None
 
 
 def test_half_is_rounded_up():

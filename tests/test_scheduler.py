@@ -78,6 +78,40 @@ class FakeEngine:
         return Segment(tokens, tokens * 1.0, tokens * 1.0, FinishedBy.HORIZON)
 
 
+class LateEngine(FakeEngine):
+    """Hands a segment back one pass after the one that ended it, as where that pass was launched before it was read."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.empty_handed = 0
+        self.segments = [0] * rows
+        self._late: list[tuple[int, Request]] = []
+
+    def submit(self, row: int, request: Request) -> None:
+        super().submit(row, request)
+        self.segments[row] += 1
+
+    def step(self) -> list[tuple[int, Segment]]:
+        """One pass where something is late, else on to the next pass after which a row has finished."""
+        assert self._late or self._left, "a step with nothing to wait for"
+        passes = 1 if self._late else min(self._left.values())
+        self.passes += passes
+        self.decoded += passes * len(self._left)
+        self._left = {row: left - passes for row, left in self._left.items()}
+        late, self._late = self._late, [(row, self._asked[row]) for row, left in self._left.items() if not left]
+        for row, _ in self._late:
+            del self._left[row]
+        # A row that was cancelled meanwhile may be decoding something else by now: what is late of it is ignored.
+        valid = [(row, asked) for row, asked in late if row in self._at_risk and asked is self._asked[row]]
+        seen = [(row, self._segment(asked)) for row, asked in valid]
+        self.empty_handed += not seen
+        return seen
+
+    def settle(self, row: int, accepted: bool) -> None:
+        assert all(row != late for late, _ in self._late)
+        super().settle(row, accepted)
+
+
 @functools.cache
 def final_length(stream: Stream) -> int:
     """Lognormal; about one in a hundred runs into the limit."""
@@ -110,8 +144,10 @@ class FakeChain(BlockwiseMetropolis):
         return self._scheduled(state, state.step + 1), Info(True, move.log_uniform < self.accepted)
 
 
-def simulate(jobs: int, rows: int, accepted: float, prefetch: bool) -> tuple[FakeEngine, dict[int, Run]]:
-    engine = FakeEngine(rows)
+def simulate(
+    jobs: int, rows: int, accepted: float, prefetch: bool, engine_type: type[FakeEngine] = FakeEngine
+) -> tuple[FakeEngine, dict[int, Run]]:
+    engine = engine_type(rows)
     chain = FakeChain(4.0, 4.0, 192, 10, LONGEST, accepted=accepted)
     every = [Job((index,)) for index in range(jobs)]
     runs = Scheduler(chain, every, 0, prefetch, Progress(jobs)).finished(engine)
@@ -144,6 +180,25 @@ def test_makespan_against_the_ideal(accepted: float, share: float) -> None:
         assert run.prefetched <= run.decoded
     assert ahead.decoded == sum(decoded) + sum(run.dropped for run in same.values())
     assert work < ahead.passes < share * plain.passes
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+@pytest.mark.parametrize(("jobs", "rows"), [(JOBS, ROWS), (9, 2), (1, 1)])
+def test_segments_that_come_a_pass_late_cost_a_pass_each(jobs: int, rows: int, prefetch: bool) -> None:
+    """Guards: a scheduler that takes an empty-handed step for the end, spins, or trips over a segment that is late.
+
+    The chains are the same, and no row is held up by more than a pass a segment. With prefetch the moment also decides
+    which chain a row works ahead for; that is held to one in a hundred. Deterministic.
+    """
+    prompt, expected = simulate(jobs, rows, 0.3, prefetch)
+    late, runs = simulate(jobs, rows, 0.3, prefetch, LateEngine)
+    assert isinstance(late, LateEngine) and late.empty_handed > 0
+    for index, run in runs.items():
+        other = expected[index]
+        assert (run.steps, run.decoded, len(run.state)) == (other.steps, other.decoded, len(other.state))
+    assert runs.keys() == expected.keys()
+    assert prompt.passes < late.passes
+    assert late.passes <= prompt.passes + max(max(late.segments), prefetch * prompt.passes // 100)
 
 
 def test_idle_rows_go_to_the_longest_chain() -> None:

@@ -36,14 +36,16 @@ def halving(attempt: Callable[[int], Iterator[T]], rows: int) -> Iterator[T]:
             yield from attempt(rows)
             return
         except Exception as error:
-            if not is_out_of_memory(error):
+            cause = out_of_memory(error)
+            if cause is None:
                 raise
-            reason = str(error).strip().partition("\n")[0]
+            reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
             if rows == 1:
                 raise MemoryError(
                     f"out of memory with a single row ({reason}); lower max_gen_toks (max_new_tokens) or max_length, "
                     "use a smaller dtype, or spread the model by parallelize=True"
                 ) from error
+            del cause
         # Here, not above: while an exception is being handled, its traceback keeps the engine alive.
         fewer = (rows + 1) // 2
         logger.warning(
@@ -58,18 +60,17 @@ def halving(attempt: Callable[[int], Iterator[T]], rows: int) -> Iterator[T]:
             torch.cuda.empty_cache()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a device's or the machine's memory ran out.
+def out_of_memory(error: BaseException) -> BaseException | None:
+    """The exception that says that a device's or the machine's memory ran out: `error`, or one that led to it.
 
-    It may be hidden behind another one: what runs out of memory inside a CUDA graph capture ends in an error about
-    the capture, raised while the first is being handled.
+    What runs out of memory inside a CUDA graph capture ends in an error about the capture, raised while the first is
+    being handled. None where there is no such exception.
     """
-    while isinstance(error, (RuntimeError, MemoryError)):
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error):
-            return True
-        if any(saying in str(error) for saying in _SAYINGS):
-            return True
-        if error.__context__ is None:
-            break
-        error = error.__context__
-    return False
+    link: BaseException | None = error
+    while isinstance(link, (RuntimeError, MemoryError)):
+        if isinstance(link, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(link):
+            return link
+        if any(saying in str(link) for saying in _SAYINGS):
+            return link
+        link = link.__context__
+    return None
