@@ -15,7 +15,8 @@ from lm_power.engine.halving import halving
 from lm_power.engine.memory import rows_that_fit
 from lm_power.progress import Progress, progress_bar
 from lm_power.records import FinishedBy
-from lm_power.scheduler import Job, Run, Scheduler
+from lm_power.run import Run
+from lm_power.scheduler import Job, Scheduler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

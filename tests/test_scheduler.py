@@ -16,7 +16,8 @@ import pytest
 from lm_power.chains import BlockwiseMetropolis, Info, Move, State, Stream
 from lm_power.progress import Progress
 from lm_power.records import FinishedBy, Request, Segment
-from lm_power.scheduler import Job, Run, Scheduler, starting_order
+from lm_power.run import Run
+from lm_power.scheduler import Job, Scheduler, starting_order
 
 JOBS, ROWS = 200, 64
 MEAN, LONGEST = 680, 3072  # tokens; Qwen2.5-Math-7B on MATH500 (Karan & Du 2025)
