@@ -33,10 +33,12 @@ class Failures:
 
     Attributes:
         at: of a method's calls, over all engines, those that fail; 1 is the first.
+        ahead: steps that the engines launch before they read a result.
         error: raised then.
     """
 
     at: dict[str, set[int]]
+    ahead: int = 0
     error: Callable[[], Exception] = lambda: torch.OutOfMemoryError(CUDA)
     calls: Counter[str] = dataclasses.field(default_factory=Counter)
     engines: list[weakref.ref[Engine]] = dataclasses.field(default_factory=list)
@@ -56,7 +58,7 @@ def failing(failures: Failures) -> type[Engine]:
             assert all(engine() is None for engine in failures.engines), "the old engine still holds its memory"
             failures.engines.append(weakref.ref(self))
             failures.rows.append(rows)
-            super().__init__(backend, rows, *args, **options)
+            super().__init__(backend, rows, *args, **options, ahead=failures.ahead)
             self.forked = False
             failures.call("__init__")
 
@@ -89,7 +91,7 @@ def failing(failures: Failures) -> type[Engine]:
 @pytest.fixture(scope="module")
 def sampler() -> PowerSampler:
     """In float64: another batch shape changes no draw. Some completions end by EOS, some at the limit."""
-    return PowerSampler(make_model("qwen2", dtype=torch.float64), None, max_rows=9, eos_token_ids=range(4))
+    return PowerSampler(make_model("qwen2", dtype=torch.float64), None, max_rows=7, eos_token_ids=range(4))
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +106,7 @@ def expected(sampler: PowerSampler) -> dict[str, list[Completion]]:
 
 
 def drawn(sampler: PowerSampler, **options: Any) -> list[Completion]:
-    out = sampler.generate(PROMPTS, n=3, **{**OPTIONS, **options})
+    out = sampler.generate(PROMPTS, n=2, **{**OPTIONS, **options})
     return [completion for completions in out for completion in completions]
 
 
@@ -113,34 +115,41 @@ MOMENTS = {
     "at the first engine and a step": {"__init__": {1}, "step": {5}},
     "at two engines": {"__init__": {1, 2}},
     "while the first rows are loaded": {"load": {4}},
-    "while chains are put back": {"load": {8, 12}},
+    "while chains are put back": {"step": {10}, "load": {9, 12}},
     "at a first request": {"submit": {1}},
     "at requests": {"submit": {17, 40}},
     "at the first step": {"step": {1}},
     "at steps": {"step": {20, 41}},
-    "at the copy for a prefetch": {"fork": {1, 4}},
+    "at the copy for a prefetch": {"fork": {1, 2}},
     "with prefetches in flight": {"step with a prefetch": {1, 4}},
     "at a verdict": {"settle": {5, 30}},
-    "everywhere": {"__init__": {3}, "load": {5}, "submit": {60}, "step": {17}},
+    "everywhere": {"__init__": {2}, "load": {5}, "submit": {40}},
 }
 
 
 @pytest.mark.parametrize(
-    ("method", "moment"), [*(("power", name) for name in MOMENTS), ("standard", "at the first engine and a step")]
+    ("moment", "method", "ahead"),
+    [
+        *((moment, "power", 0) for moment in MOMENTS),
+        ("at the first engine and a step", "standard", 0),
+        ("at steps", "power", 1),
+        ("with prefetches in flight", "power", 1),
+        ("while chains are put back", "power", 1),
+    ],
 )
-def test_the_same_completions_whenever_memory_runs_out(sampler, expected, monkeypatch, caplog, method, moment):
+def test_the_same_completions_whenever_memory_runs_out(sampler, expected, monkeypatch, caplog, moment, method, ahead):
     """Guards: a chain that is lost, drawn twice, or resumed from anything but what it had settled.
 
     And: tokens given up that nobody counts; an old engine that is still there when the new one is made.
     """
-    failures = Failures(MOMENTS[moment])
+    failures = Failures(MOMENTS[moment], ahead)
     monkeypatch.setattr(lm_power.sampler, "Engine", failing(failures))
     before = sampler.counters.decoded
     with caplog.at_level(logging.WARNING):
         got = drawn(sampler, method=method)
     times = sum(count <= failures.calls[name] for name, counts in failures.at.items() for count in counts)
     assert times == sum(map(len, failures.at.values())), "a failure that was not reached tests nothing"
-    assert failures.rows == [9, 5, 3, 2, 1][: times + 1]
+    assert failures.rows == [7, 4, 2, 1][: times + 1]
     assert len(caplog.records) == times
     assert [c.token_ids for c in got] == [c.token_ids for c in expected[method]]
     assert [c.steps for c in got] == [c.steps for c in expected[method]]
@@ -161,7 +170,7 @@ def test_each_job_is_handed_out_once_and_the_bar_goes_on(sampler, monkeypatch):
     for index, _ in sampler.sample(jobs, SamplerConfig().replace(**OPTIONS), progress=progress):
         seen.append(index)
         done.append(progress.done)
-    assert failures.rows == [9, 5, 3]
+    assert failures.rows == [7, 4, 2]
     assert sorted(seen) == list(range(16)) and done == list(range(1, 17))
 
 
@@ -171,11 +180,11 @@ def test_the_warning_says_how_many_rows_and_how_to_avoid_it(sampler, monkeypatch
     monkeypatch.setattr(lm_power.sampler, "Engine", failing(failures))
     drawn(sampler)
     (record,) = caplog.records
-    for part in ("9 rows", CPU, "going on with 5", "start with batch_size (max_rows) 5", "max_gen_toks"):
+    for part in ("7 rows", CPU, "going on with 4", "start with batch_size (max_rows) 4", "max_gen_toks"):
         assert part in record.getMessage()
     drawn(sampler)
     drawn(sampler, max_new_tokens=3, block_size=3)
-    assert failures.rows == [9, 5, 5, 7], "as many positions, prompts and completions together, as were left"
+    assert failures.rows == [7, 4, 4, 5], "as many positions, prompts and completions together, as were left"
 
 
 def test_one_row_that_fails_is_the_end(sampler, monkeypatch):
@@ -185,7 +194,7 @@ def test_one_row_that_fails_is_the_end(sampler, monkeypatch):
     ways = r"single row \(CUDA out of memory.*max_gen_toks.*max_length.*dtype.*parallelize"
     with pytest.raises(MemoryError, match=ways) as caught:
         drawn(sampler)
-    assert failures.rows == [9, 5, 3, 2, 1]
+    assert failures.rows == [7, 4, 2, 1]
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
@@ -195,7 +204,7 @@ def test_other_errors_are_not_taken_for_it(sampler, monkeypatch):
     monkeypatch.setattr(lm_power.sampler, "Engine", failing(failures))
     with pytest.raises(RuntimeError, match="same device"):
         drawn(sampler)
-    assert failures.rows == [9]
+    assert failures.rows == [7]
 
 
 @pytest.mark.parametrize(

@@ -131,20 +131,21 @@ def _attention(backend: HFBackend, shapes: list[LayerShape], positions: int, que
     Masks; where key/value heads are repeated for their query heads, a copy of the layer; in `eager`, the scores and
     their softmax in float32.
     """
-    if getattr(backend, "reads_spans", False) and queries == 1:
+    if backend.reads_spans and queries == 1:
         return 0
     eager = backend.config._attn_implementation == "eager"
     # A bool mask for each of two layer types, and the kernel's additive one.
     masks = queries * positions * (2 + _itemsize(backend))
-    repeats = backend.query_groups > 1 and (eager or queries > 1 or not _packs_single_queries())
+    repeats = backend.query_groups > 1 and (queries > 1 or not _packs_single_queries(backend))
     copied = max(shape.bytes_per_position for shape in shapes) * backend.query_groups * positions if repeats else 0
     scores = queries * positions * _query_heads(backend) * (2 * _itemsize(backend) + _WIDE) if eager else 0
     return masks + copied + scores
 
 
-def _packs_single_queries() -> bool:
-    """Whether transformers' sdpa lets the query heads of a group share their keys and values at a single query."""
-    return hasattr(sdpa_attention, "pack_gqa")
+def _packs_single_queries(backend: HFBackend) -> bool:
+    """Whether a group's query heads share their keys and values at a single query: transformers' sdpa, uncompiled."""
+    packs = backend.config._attn_implementation == "sdpa" and hasattr(sdpa_attention, "pack_gqa")
+    return packs and backend._decoder is backend.model
 
 
 def _logits_and_draw(backend: HFBackend) -> int:
