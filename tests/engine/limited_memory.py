@@ -33,7 +33,9 @@ def in_use(name: str) -> int:
     return int(found[1]) * 1024
 
 
-def make_sampler(attention: str, dtype: torch.dtype, layers: int, heads: int, shared_by: int, dim: int) -> PowerSampler:
+def make_sampler(
+    attention: str, dtype: torch.dtype, layers: int, heads: int, shared_by: int, dim: int, device: str = "cpu"
+) -> PowerSampler:
     """A small model with a large cache, that seldom ends a completion; it has run once, and loaded what it needs."""
     torch.manual_seed(0)
     config = tf.Qwen2Config(
@@ -48,7 +50,7 @@ def make_sampler(attention: str, dtype: torch.dtype, layers: int, heads: int, sh
         eos_token_id=0,
         pad_token_id=None,
     )
-    model = tf.AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype).eval()
+    model = tf.AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(device, dtype).eval()
     sampler = PowerSampler(model, None, max_rows=1)
     sampler.generate([[5] * 8], method="power", block_size=4, mcmc_steps=1, max_new_tokens=8)
     return sampler
@@ -70,14 +72,11 @@ def run_out_of_memory(mebibytes: int) -> dict[str, Any]:
     Engine.BUCKET = 16  # what a step takes grows often, as attention is shown more
     sampler.max_rows = 8
     options = {"alpha": 2.0, "block_size": 20, "mcmc_steps": 1, "max_new_tokens": 40, "prefetch": False}
-
-    def run() -> list[Any]:
-        return sampler.generate([[7] * 40, [5, 9, 2]], n=4, **options)
-
-    runs = [run()]
+    prompts = [[7] * 40, [5, 9, 2]]
+    runs = [sampler.generate(prompts, n=4, **options)]
     release()
     resource.setrlimit(resource.RLIMIT_AS, (in_use("VmSize") + mebibytes * MIB, resource.RLIM_INFINITY))
-    runs.append(run())
+    runs.append(sampler.generate(prompts, n=4, **options))
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     drawn = [[completion for completions in out for completion in completions] for out in runs]
     return {
