@@ -18,6 +18,7 @@ from lm_power import Completion, PowerSampler
 from lm_power.config import SamplerConfig
 from lm_power.engine import Engine
 from lm_power.engine.halving import halving, out_of_memory
+from lm_power.engine.kv_cache import RowCache
 from lm_power.progress import Progress
 from lm_power.scheduler import Job
 
@@ -29,19 +30,22 @@ CPU = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate
 
 @dataclasses.dataclass
 class Failures:
-    """When engines run out of memory, and which engines have been made.
+    """When engines run out of memory, and what has been made of them.
 
     Attributes:
         at: of a method's calls, over all engines, those that fail; 1 is the first.
         ahead: steps that the engines launch before they read a result.
         error: raised then.
+        calls: of each method so far.
+        caches: of the engines made.
+        rows: of the engines made.
     """
 
     at: dict[str, set[int]]
     ahead: int = 0
     error: Callable[[], Exception] = lambda: torch.OutOfMemoryError(CUDA)
     calls: Counter[str] = dataclasses.field(default_factory=Counter)
-    engines: list[weakref.ref[Engine]] = dataclasses.field(default_factory=list)
+    caches: list[weakref.ref[RowCache]] = dataclasses.field(default_factory=list)
     rows: list[int] = dataclasses.field(default_factory=list)
 
     def call(self, method: str) -> None:
@@ -55,10 +59,10 @@ def failing(failures: Failures) -> type[Engine]:
 
     class Failing(Engine):
         def __init__(self, backend: Any, rows: int, *args: Any, **options: Any) -> None:
-            assert all(engine() is None for engine in failures.engines), "the old engine still holds its memory"
-            failures.engines.append(weakref.ref(self))
+            assert all(cache() is None for cache in failures.caches), "the old engine still holds its memory"
             failures.rows.append(rows)
             super().__init__(backend, rows, *args, **options, ahead=failures.ahead)
+            failures.caches.append(weakref.ref(self._cache))
             self.forked = False
             failures.call("__init__")
 
