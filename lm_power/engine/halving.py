@@ -21,8 +21,8 @@ _SAYINGS = ("bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILE
 def halving(attempt: Callable[[int], Iterator[T]], rows: int) -> Iterator[T]:
     """What `attempt(rows)` yields; where memory runs out, what it yields when called again with half the rows.
 
-    Half is rounded up: 5 rows, 3, 2, 1. Nothing of the failed attempt is referred to any more, and its memory is
-    free, when the next one begins; what has been achieved `attempt` has to know.
+    Half is rounded up: 5 rows, 3, 2, 1. Nothing of an attempt is referred to any more, and its memory is free, when the
+    next one begins, and at the end; what has been achieved `attempt` has to know.
 
     Args:
         attempt: called with the rows to use; makes an engine and decodes.
@@ -46,7 +46,9 @@ def halving(attempt: Callable[[int], Iterator[T]], rows: int) -> Iterator[T]:
                     "use a smaller dtype, or spread the model by parallelize=True"
                 ) from error
             del cause
-        # Here, not above: while an exception is being handled, its traceback keeps the engine alive.
+        finally:
+            # Not in the handler: while an exception is being handled, its traceback keeps the engine alive.
+            release()
         fewer = (rows + 1) // 2
         logger.warning(
             "out of memory with %d rows (%s): going on with %d; nothing that was settled is lost, proposals in flight "
@@ -55,9 +57,13 @@ def halving(attempt: Callable[[int], Iterator[T]], rows: int) -> Iterator[T]:
             rows, reason, fewer, fewer,
         )  # fmt: skip
         rows = fewer
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+
+
+def release() -> None:
+    """Free what engines held that nobody refers to any more: caches and layers refer to each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def out_of_memory(error: BaseException) -> BaseException | None:
