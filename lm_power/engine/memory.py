@@ -150,7 +150,7 @@ def _packs_single_queries(backend: HFBackend) -> bool:
 
 def _logits_and_draw(backend: HFBackend) -> int:
     """Bytes of one row's logits, and of what `target.draw_next` computes from them where nothing fuses it."""
-    copies = 6  # logits in float32; less their maximum; times beta; their exponentials; without a token; padded
+    copies = 6  # in float32; `draw_next_at_once` was seen to take 4.3, and some models cap or widen their logits
     return backend.vocabulary * (_itemsize(backend) + copies * max(_WIDE, _itemsize(backend)))
 
 
@@ -169,16 +169,23 @@ def _itemsize(backend: HFBackend) -> int:
 
 def usable_memory(device: torch.device) -> int:
     """Bytes that can still be allocated until 92% of a device are in use, by whomever; negative beyond."""
-    free, total = free_memory(device)
-    return free - math.ceil((1 - _PEAK) * total)
+    return free_memory(device) - math.ceil((1 - _PEAK) * total_memory(device))
 
 
-def free_memory(device: torch.device) -> tuple[int, int]:
-    """(bytes that can still be allocated on a device, bytes that it has)."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(_machine().available)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that a device has."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else int(_machine().total)
+
+
+def _machine() -> Any:
     import psutil  # type: ignore[import-untyped]  # a dependency of accelerate; not needed where a GPU answers
 
-    memory = psutil.virtual_memory()
-    return int(memory.available), int(memory.total)
+    return psutil.virtual_memory()

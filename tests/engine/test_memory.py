@@ -18,7 +18,7 @@ from models import make_model
 import lm_power.engine.memory
 from lm_power.config import SamplerConfig
 from lm_power.engine import HFBackend
-from lm_power.engine.memory import free_memory, needed, rows_that_fit, saved_share, usable_memory
+from lm_power.engine.memory import free_memory, needed, rows_that_fit, saved_share, total_memory, usable_memory
 
 CPU = torch.device("cpu")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -46,12 +46,11 @@ def test_as_many_rows_as_fit(backend, monkeypatch):
 
 def test_what_is_left_of_a_device_ends_at_92_percent(monkeypatch):
     """Guards: a share of what is free, which leaves next to nothing where little is free, and too much elsewhere."""
-    free, total = free_memory(CPU)
-    assert 2**20 < free <= total
-    monkeypatch.setattr(lm_power.engine.memory, "free_memory", lambda _: (60, 100))
-    assert usable_memory(CPU) == 52
-    monkeypatch.setattr(lm_power.engine.memory, "free_memory", lambda _: (5, 100))
-    assert usable_memory(CPU) < 0
+    assert 2**20 < free_memory(CPU) <= total_memory(CPU)
+    monkeypatch.setattr(lm_power.engine.memory, "total_memory", lambda _: 100)
+    for free, usable in [(100, 92), (60, 52), (5, -3)]:
+        monkeypatch.setattr(lm_power.engine.memory, "free_memory", lambda _, free=free: free)
+        assert usable_memory(CPU) == usable
 
 
 @pytest.mark.parametrize("rows", [1, 8, 64, 256])
