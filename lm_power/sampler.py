@@ -11,10 +11,12 @@ from lm_power.completion import Completion
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine import Counters, Engine, HFBackend, StopStrings
 from lm_power.engine.attention import prefer_spans
+from lm_power.engine.halving import halving
 from lm_power.engine.memory import rows_that_fit
 from lm_power.progress import Progress, progress_bar
 from lm_power.records import FinishedBy
-from lm_power.scheduler import Job, Run, Scheduler
+from lm_power.run import Run
+from lm_power.scheduler import Job, Scheduler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,6 +58,7 @@ class PowerSampler:
         found = find_eos_ids(model, tokenizer) if eos_token_ids is None else eos_token_ids
         self.backend = HFBackend(model, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
         self.counters = Counters()
+        self._fitted: int | None = None  # rows · positions that were left when memory last ran out
         self.eos_ids = tuple(sorted(set(found)))
         outside = [token for token in self.eos_ids if not 0 <= token < self.backend.vocabulary]
         if not self.eos_ids or outside:
@@ -200,11 +203,17 @@ class PowerSampler:
             )
 
     def rows_for(self, jobs: int, positions: int, config: SamplerConfig) -> int:
-        """Rows of the batch for so many jobs of at most so many positions (prompt and completion)."""
+        """Rows of the batch for so many jobs of at most so many positions (prompt and completion).
+
+        Where memory has run out in an earlier call, at most as many positions as were then left.
+        """
         if self.max_rows == "auto":
-            most = rows_that_fit(self.backend, positions, rewinds=config.method.startswith("power"))
+            rewound = config.max_new_tokens if config.method.startswith("power") else 0
+            most = rows_that_fit(self.backend, positions, rewound)
         else:
             most = self.max_rows
+        if self._fitted is not None:
+            most = min(most, self._fitted // positions)
         return max(1, min(most, jobs))
 
     def _run(
@@ -218,20 +227,27 @@ class PowerSampler:
         if not jobs:
             return
         longest = max(len(job.prompt_ids) for job in jobs)
+        positions = longest + config.max_new_tokens
         if rows is None:
-            rows = self.rows_for(len(jobs), longest + config.max_new_tokens, config)
-        engine = Engine(
-            self.backend,
-            rows,
-            longest,
-            config.max_new_tokens,
-            self.eos_ids,
-            stops,
-            counters=self.counters,
-        )
+            rows = self.rows_for(len(jobs), positions, config)
         with progress_bar(len(jobs), progress) as counters:
-            scheduler = Scheduler(engine, make_chain(config), jobs, config.seed, config.prefetch, counters)
-            for run in scheduler.finished():
+            scheduler = Scheduler(make_chain(config), jobs, config.seed, config.prefetch, counters)
+
+            def attempt(rows_left: int) -> Iterator[Run]:
+                if rows_left < rows:
+                    self._fitted = rows_left * positions
+                engine = Engine(
+                    self.backend,
+                    rows_left,
+                    longest,
+                    config.max_new_tokens,
+                    self.eos_ids,
+                    stops,
+                    counters=self.counters,
+                )
+                return scheduler.finished(engine)
+
+            for run in halving(attempt, rows):
                 yield run.index, self._completion(run, stops)
 
     def _completion(self, run: Run, stops: StopStrings) -> Completion:

@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from lm_power.chains import EMPTY_STATE, Chain, Info, Move, State, Stream
-from lm_power.completion import Stats, Steps
+from lm_power.chains import Chain, Info, State, Stream
 from lm_power.progress import Progress
 from lm_power.records import Request, Segment
+from lm_power.run import Flight, Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +29,21 @@ class Job:
 
 
 class Decoder(Protocol):
-    """What the scheduler needs of an engine; see `lm_power.engine.Engine`."""
+    """What the scheduler needs of an engine; see `lm_power.engine.Engine`.
+
+    `step` may hand a segment back some calls after the one that drew its last token, and nothing while rows are
+    busy; what was cancelled meanwhile it never hands back. `drawn` must answer even where another call has failed.
+    """
 
     rows: int
 
-    def load(self, row: int, prompt: Sequence[int]) -> None: ...  # noqa: D102
+    def load(self, row: int, prompt: Sequence[int], completion: Sequence[int] = ()) -> None: ...  # noqa: D102
     def fork(self, source: int, target: int, keep: int) -> None: ...  # noqa: D102
     def submit(self, row: int, request: Request) -> None: ...  # noqa: D102
     def step(self) -> list[tuple[int, Segment]]: ...  # noqa: D102
     def settle(self, row: int, accepted: bool) -> None: ...  # noqa: D102
     def cancel(self, row: int) -> int: ...  # noqa: D102
+    def drawn(self, row: int) -> int: ...  # noqa: D102
 
 
 class Scheduler:
@@ -51,8 +56,12 @@ class Scheduler:
     chain is the same, token for token. With a share ρ of rejections, d proposals side by side do the work of
     `1 + ρ + … + ρ^(d−1)` one after another; each idle row goes to the chain that would by that count finish last.
 
+    An engine may fail at any call. A chain moves on only once the engine has done its part, so what has been settled
+    is whole at every moment, and `finished` can be called again with another engine, of as many rows as one likes:
+    each chain under way is put on a row of it by its prompt and settled completion, and makes its next moves from
+    the same random numbers.
+
     Args:
-        engine: decodes.
         chain: the algorithm.
         jobs: what to draw; started in the order of `starting_order`.
         seed: of all random streams.
@@ -62,28 +71,31 @@ class Scheduler:
 
     WORTHWHILE = 0.05  # least probability that what is decoded ahead is used: below it the copying costs more
 
-    def __init__(
-        self, engine: Decoder, chain: Chain, jobs: Sequence[Job], seed: int, prefetch: bool, progress: Progress
-    ) -> None:
-        self.engine, self.chain, self.jobs, self.seed = engine, chain, jobs, seed
-        self.prefetch, self.progress = prefetch, progress
-        self._waiting = deque(starting_order(jobs))
-        self._idle = list(reversed(range(engine.rows)))
+    def __init__(self, chain: Chain, jobs: Sequence[Job], seed: int, prefetch: bool, progress: Progress) -> None:
+        self.chain, self.prefetch, self.progress = chain, prefetch, progress
+        streams = [Stream.for_request(seed, job.prompt_ids, job.repeat) for job in jobs]
+        self._waiting = deque(Run(i, jobs[i].prompt_ids, streams[i]) for i in starting_order(jobs))
+        self._idle: list[int] = []
         self._running: dict[int, Run] = {}  # by job
         self._decoding: dict[int, Run] = {}  # by row
         self._decoded, self._rejected = 2, 1  # as if one of two had been rejected: a share within (0, 1)
 
-    def finished(self) -> Iterator[Run]:
-        """The jobs' runs, as they finish."""
+    def finished(self, engine: Decoder) -> Iterator[Run]:
+        """The jobs' runs, as they finish; those that an earlier call has handed out excepted."""
+        self.engine = engine
+        self._idle = list(reversed(range(engine.rows)))
+        try:
+            yield from self._finished()
+        finally:
+            self._leave_engine()
+
+    def _finished(self) -> Iterator[Run]:
         while self._waiting or self._running:
-            while self._waiting and self._idle:
-                self._start(self._waiting.popleft(), self._idle.pop())
-            touched = {}
-            for row, segment in self.engine.step():
-                run = self._decoding.pop(row)
-                run.flight_on(row).segment = segment
-                touched[run.index] = run
-            for run in touched.values():
+            if self._waiting and self._idle:
+                touched = [self._start(self._waiting.popleft(), self._idle.pop())]
+            else:
+                touched = self._step()
+            for run in touched:
                 if self._advance(run):
                     del self._running[run.index]
                     self._idle.append(run.home)
@@ -91,15 +103,39 @@ class Scheduler:
                     yield run
             if self.prefetch and touched and not self._waiting:
                 # Where no row is idle, a chain may still have one of its own free: its home.
-                self._work_ahead(self._running.values() if self._idle else touched.values())
+                self._work_ahead(self._running.values() if self._idle else touched)
             self.progress.show(running=len(self._running))
 
-    def _start(self, index: int, row: int) -> None:
-        job = self.jobs[index]
-        self.engine.load(row, job.prompt_ids)
-        run = Run(index, Stream.for_request(self.seed, job.prompt_ids, job.repeat), home=row)
-        self._running[index] = run
-        self._advance(run)
+    def _start(self, run: Run, row: int) -> Run:
+        """Put a run on a row, with what it has settled on an earlier engine."""
+        run.home = row
+        if run.started is None:
+            run.started = time.perf_counter()
+        self._running[run.index] = run
+        self.engine.load(row, run.prompt_ids, run.state.tokens.tolist())
+        return run
+
+    def _step(self) -> list[Run]:
+        """Let all busy rows decode; the runs that have a segment by it."""
+        touched = {}
+        for row, segment in self.engine.step():
+            run = self._decoding.pop(row)
+            run.flight_on(row).segment = segment
+            touched[run.index] = run
+        return list(touched.values())
+
+    def _leave_engine(self) -> None:
+        """Give up what is in flight; the chains under way wait for a row again, the longest first."""
+        for run in self._running.values():
+            for flight in run.flights:
+                if flight.row is not None:
+                    run.dropped += self.engine.drawn(flight.row)
+            run.flights.clear()
+        under_way = sorted(self._running.values(), key=lambda run: self.chain.work_left(run.state))
+        self._waiting.extendleft(under_way)  # each before the last: the longest comes first
+        self._running.clear()
+        self._decoding.clear()
+        del self.engine
 
     def _advance(self, run: Run) -> bool:
         """Settle all moves whose outcome is known, and make the next; True when the chain is done."""
@@ -109,21 +145,26 @@ class Scheduler:
             flight = run.flights[0]
             if flight.row is not None and flight.segment is None:
                 return False
+            after, info = self.chain.advance(run.state, flight.move, flight.segment)
+            if flight.row is not None:  # or nothing changes, whatever the verdict
+                self._settle(run, flight, info)
             run.flights.popleft()
-            info = run.land(self.chain, flight)
+            run.land(flight, after, info)
             self.progress.settled(info, 0 if flight.segment is None else len(flight.segment.tokens))
-            if flight.row is None:  # nothing has changed, whatever the verdict
-                continue
-            self._decoded += info.proposed
-            self._rejected += info.proposed and not info.accepted
-            if info.accepted:
-                self._drop(run)
-            self.engine.settle(flight.row, info.accepted)
-            if flight.row != run.home:
-                if info.accepted:
-                    flight.row, run.home = run.home, flight.row
-                self._idle.append(flight.row)
         return True
+
+    def _settle(self, run: Run, flight: Flight, info: Info) -> None:
+        """Keep or undo, in the engine, what `flight` has decoded: the first of the run's moves."""
+        assert flight.row is not None
+        self._decoded += info.proposed
+        self._rejected += info.proposed and not info.accepted
+        if info.accepted:
+            self._drop_ahead(run)
+        self.engine.settle(flight.row, info.accepted)
+        if flight.row != run.home:
+            if info.accepted:
+                flight.row, run.home = run.home, flight.row
+            self._idle.append(flight.row)
 
     def _take_off(self, run: Run, state: State) -> None:
         """Make the chain's move from `state`: at home, or in an idle row where home is in use."""
@@ -157,15 +198,17 @@ class Scheduler:
             self._take_off(run, state)
             heapq.heappush(queue, (-left(run), run.index, run))
 
-    def _drop(self, run: Run) -> None:
-        """Give up what was decoded ahead."""
-        for flight in run.flights:
-            if flight.row is not None:
-                self._decoding.pop(flight.row, None)
-                run.dropped += self.engine.cancel(flight.row)
-                if flight.row != run.home:
-                    self._idle.append(flight.row)
-        run.flights.clear()
+    def _drop_ahead(self, run: Run) -> None:
+        """Give up what was decoded ahead: all moves in flight but the first."""
+        while len(run.flights) > 1:
+            row = run.flights[-1].row
+            dropped = 0 if row is None else self.engine.cancel(row)
+            run.flights.pop()
+            run.dropped += dropped
+            if row is not None:
+                self._decoding.pop(row, None)
+                if row != run.home:
+                    self._idle.append(row)
 
 
 def starting_order(jobs: Sequence[Job]) -> list[int]:
@@ -175,90 +218,3 @@ def starting_order(jobs: Sequence[Job]) -> list[int]:
     more, goes first. Equal prompts are neighbours and share one prefill.
     """
     return sorted(range(len(jobs)), key=lambda i: (-len(jobs[i].prompt_ids), jobs[i].prompt_ids, jobs[i].repeat))
-
-
-@dataclasses.dataclass
-class Flight:
-    """A move that has been made and not yet settled.
-
-    Attributes:
-        state: from which it was made.
-        move: what was asked for.
-        row: which decodes it; None where there is nothing to decode.
-        ahead: it was made before the one before it was settled.
-        segment: what was decoded, once it is there.
-    """
-
-    state: State
-    move: Move
-    row: int | None
-    ahead: bool
-    segment: Segment | None = None
-
-
-@dataclasses.dataclass
-class Run:
-    """A job under way: its chain's state, its moves in flight, and what it has cost."""
-
-    index: int
-    stream: Stream
-    home: int
-    state: State = EMPTY_STATE
-    flights: deque[Flight] = dataclasses.field(default_factory=deque)
-    proposals: int = 0
-    accepted: int = 0
-    rejected_early: int = 0
-    decoded: int = 0
-    reused: int = 0
-    coupled: int = 0
-    prefetched: int = 0
-    dropped: int = 0
-    steps: list[tuple[int, int, int, int]] = dataclasses.field(default_factory=list)  # columns of `Steps`
-    started: float = dataclasses.field(default_factory=time.perf_counter)
-
-    def home_is_free(self) -> bool:
-        """Whether the home row holds the current completion and nothing else."""
-        return all(flight.row != self.home for flight in self.flights)
-
-    def decoding(self) -> int:
-        """Moves in flight for which something is, or was, to be decoded."""
-        return sum(flight.row is not None for flight in self.flights)
-
-    def flight_on(self, row: int) -> Flight:
-        """The move that `row` decodes."""
-        return next(flight for flight in self.flights if flight.row == row)
-
-    def land(self, chain: Chain, flight: Flight) -> Info:
-        """Advance the chain by a move whose outcome is known."""
-        before, move, segment = self.state, flight.move, flight.segment
-        self.state, info = chain.advance(before, move, segment)
-        if segment is not None:
-            self.decoded += len(segment.tokens)
-            self.prefetched += len(segment.tokens) if flight.ahead else 0
-        if move.cut is not None:
-            kept = len(before) if move.request is None else move.request.keep
-            self.proposals += 1
-            self.accepted += info.accepted
-            self.rejected_early += segment is not None and segment.finished_by is None
-            self.reused += kept
-            self.coupled += kept - move.cut
-            self.steps.append((before.stage, move.cut, len(before), int(info.accepted)))
-        return info
-
-    def stats(self) -> Stats:
-        """What it has cost so far."""
-        return Stats(
-            proposals=self.proposals,
-            accepted=self.accepted,
-            tokens_decoded=self.decoded,
-            tokens_reused=self.reused,
-            seconds=time.perf_counter() - self.started,
-            rejected_early=self.rejected_early,
-            tokens_coupled=self.coupled,
-            tokens_prefetched=self.prefetched,
-            tokens_dropped=self.dropped,
-        )
-
-    def all_steps(self) -> Steps:
-        """The Metropolis-Hastings steps made."""
-        return Steps(*zip(*self.steps, strict=True)) if self.steps else Steps()

@@ -2,50 +2,174 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import dataclasses
+import math
+from typing import Any
 
 import torch
+from transformers.integrations import sdpa_attention
 
 from lm_power.engine.backend import HFBackend
+from lm_power.engine.kv_cache import LayerShape
 
 # Somewhere there a step begins to take longer in proportion, and more rows gain nothing: a choice, not yet a
 # measurement.
 _MOST_ROWS = {"cpu": 64}
 _MOST_ROWS_ACCELERATOR = 512
-_USABLE = 0.85  # of the free memory: the rest is for activations, masks and fragmentation
+# Of a device's memory, whoever uses it: near its end an allocator has to give memory back and ask again at every
+# other call, and a neighbour that grows a little ends the run.
+_PEAK = 0.92
+# Bytes on an accelerator besides the tensors: libraries' workspaces, recorded graphs, kernels. A choice.
+_BESIDES = 2**29
+_PREFILLED_AT_ONCE = 512  # tokens
+_WIDE = 4  # bytes of a float32, in which norms, softmax and draws compute
 
 
-def rows_that_fit(backend: HFBackend, positions: int, rewinds: bool) -> int:
-    """Rows whose caches, shadows and sampling workspace fit into the free memory.
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """Bytes that an engine takes on one device.
+
+    Attributes:
+        fixed: however many rows it has.
+        row: for each row.
+        saved: for the copy of a whole completion, which a row keeps while a proposal overwrites it.
+    """
+
+    fixed: int
+    row: int
+    saved: int
+
+    def of(self, rows: int) -> int:
+        """Bytes for so many rows."""
+        return self.fixed + rows * self.row + math.ceil(rows * self.saved * saved_share(rows))
+
+
+def saved_share(rows: int) -> float:
+    """Share of their completions that so many rows have a copy of, at most but for one moment in 30,000.
+
+    A proposal saves what comes after its cut, a share s uniform in (0, 1), and is under way for a time that goes with
+    s: at a given moment the density is 2s, its mean 2/3 and its variance 1/18. With four standard deviations,
+
+        2/3 + 4/√(18·rows).
+
+    Early rejection shortens the long ones, and coupled resume moves cuts towards the end: both save less.
+    """
+    return min(1.0, 2 / 3 + 4 / math.sqrt(18 * rows))
+
+
+def rows_that_fit(backend: HFBackend, positions: int, rewound: int) -> int:
+    """Rows with which the memory in use stays within 92% of every device's, weights and other users included.
 
     Args:
         backend: the model, already in memory.
         positions: longest prompt plus longest completion, tokens.
-        rewinds: whether rows need a shadow (the cache twice).
+        rewound: longest completion that a proposal may overwrite, tokens; 0 where none is ever proposed.
 
     Raises:
         MemoryError: not even one row fits.
     """
-    need: dict[torch.device, int] = defaultdict(int)
-    copies = 2 if rewinds else 1
-    widest: dict[torch.device, int] = defaultdict(int)
-    for shape in backend.shapes:
-        need[shape.device] += copies * shape.bytes_per_position * (positions + 1)
-        widest[shape.device] = max(widest[shape.device], shape.bytes_per_position)
-    for device, one_layer in widest.items():
-        # Attention that repeats key/value heads makes one layer's copy a query head at a time.
-        need[device] += one_layer * backend.query_groups * positions
-    # Logits, what is computed from them for a draw, and a block-wise copy of the weights: float32 each.
-    need[backend.input_device] += backend.vocabulary * 7 * 4
-    rows = min(int(_USABLE * free_memory(device) / bytes_) for device, bytes_ in need.items())
-    if rows < 1:
-        each = max(need.values()) / 2**30
-        raise MemoryError(
-            f"one row of {positions} positions needs {each:.2f} GiB and does not fit beside the model; lower "
-            "max_gen_toks (max_new_tokens) or max_length, use a smaller dtype, or spread the model by "
-            "parallelize=True"
-        )
-    return min(rows, _MOST_ROWS.get(backend.input_device.type, _MOST_ROWS_ACCELERATOR))
+    needs = {device: needed(backend, device, positions, rewound) for device in devices_of(backend)}
+    usable = {device: usable_memory(device) for device in needs}
+    most = _MOST_ROWS.get(backend.input_device.type, _MOST_ROWS_ACCELERATOR)
+    for rows in range(most, 0, -1):
+        if all(need.of(rows) <= usable[device] for device, need in needs.items()):
+            return rows
+    device = max(needs, key=lambda device: needs[device].of(1) - usable[device])
+    raise MemoryError(
+        f"one row of {positions} positions needs {needs[device].of(1) / 2**30:.2f} GiB and does not fit beside the "
+        f"model: {max(0, usable[device]) / 2**30:.2f} GiB are free within {_PEAK:.0%} of {device}; lower max_gen_toks "
+        "(max_new_tokens) or max_length, use a smaller dtype, or spread the model by parallelize=True"
+    )
+
+
+def devices_of(backend: HFBackend) -> set[torch.device]:
+    """Devices that hold a layer's cache, or take in tokens and hand out logits."""
+    return {backend.input_device, *(shape.device for shape in backend.shapes)}
+
+
+def needed(backend: HFBackend, device: torch.device, positions: int, rewound: int) -> Need:
+    """What an engine takes on one device; arguments as in `rows_that_fit`.
+
+    The layers' caches, with a slot for idle rows; copies of what proposals overwrite; and the most that a decode step
+    and a piece of a prefill take beside them, side by side, because a recorded step keeps its memory.
+    """
+    shapes = [shape for shape in backend.shapes if shape.device == device]
+    position = sum(shape.bytes_per_position for shape in shapes)
+    chunk = min(_PREFILLED_AT_ONCE, positions)
+    token = _token_activations(backend)
+    row = position * (positions + 1) + token
+    fixed = chunk * token
+    if shapes:
+        row += _attention(backend, shapes, positions, queries=1)
+        fixed += _attention(backend, shapes, positions, queries=chunk)
+    if device in (backend.input_device, backend.shapes[-1].device):
+        row += _logits_and_draw(backend)
+        # A model that cannot be asked for the last query's logits alone makes those of all.
+        fixed += _logits_and_draw(backend) * (1 if "logits_to_keep" in backend._options else chunk)
+    if device == backend.input_device:
+        row += _row_state(positions)
+    if device.type != "cpu":
+        fixed += _BESIDES
+    return Need(fixed, row, position * rewound)
+
+
+def _token_activations(backend: HFBackend) -> int:
+    """Bytes that one token takes on its way through a layer: hidden states, projections, the gated MLP's products."""
+    config: Any = backend.config
+    hidden = config.hidden_size
+    heads = _query_heads(backend) * max(max(shape.key_dim, shape.value_dim) for shape in backend.shapes)
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    experts = getattr(config, "num_experts_per_tok", None)
+    if experts:
+        inner = max(inner, experts * getattr(config, "moe_intermediate_size", inner))
+    return (8 * hidden + 4 * heads + 4 * inner) * _itemsize(backend)
+
+
+def _attention(backend: HFBackend, shapes: list[LayerShape], positions: int, queries: int) -> int:
+    """Bytes that one row's attention takes beside the cache, in one layer after the other.
+
+    Masks; where key/value heads are repeated for their query heads, a copy of the layer; in `eager`, the scores and
+    their softmax in float32.
+    """
+    if backend.reads_spans and queries == 1:
+        return 0
+    eager = backend.config._attn_implementation == "eager"
+    # A bool mask for each of two layer types, and the kernel's additive one.
+    masks = queries * positions * (2 + _itemsize(backend))
+    repeats = backend.query_groups > 1 and (queries > 1 or not _packs_single_queries(backend))
+    copied = max(shape.bytes_per_position for shape in shapes) * backend.query_groups * positions if repeats else 0
+    scores = queries * positions * _query_heads(backend) * (2 * _itemsize(backend) + _WIDE) if eager else 0
+    return masks + copied + scores
+
+
+def _packs_single_queries(backend: HFBackend) -> bool:
+    """Whether a group's query heads share their keys and values at a single query: transformers' sdpa, uncompiled."""
+    packs = backend.config._attn_implementation == "sdpa" and hasattr(sdpa_attention, "pack_gqa")
+    return packs and backend._decoder is backend.model
+
+
+def _logits_and_draw(backend: HFBackend) -> int:
+    """Bytes of one row's logits, and of what `target.draw_next` computes from them where nothing fuses it."""
+    copies = 6  # in float32; `draw_next_at_once` was seen to take 4.3, and some models cap or widen their logits
+    return backend.vocabulary * (_itemsize(backend) + copies * max(_WIDE, _itemsize(backend)))
+
+
+def _row_state(positions: int) -> int:
+    """Bytes of one row's tokens, their log p and log q, uniforms, and the saved ones, 8 each, a position."""
+    return 8 * 6 * positions
+
+
+def _query_heads(backend: HFBackend) -> int:
+    return backend.query_groups * backend.shapes[0].heads
+
+
+def _itemsize(backend: HFBackend) -> int:
+    return max(shape.dtype.itemsize for shape in backend.shapes)
+
+
+def usable_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated until 92% of a device are in use, by whomever; negative beyond."""
+    return free_memory(device) - math.ceil((1 - _PEAK) * total_memory(device))
 
 
 def free_memory(device: torch.device) -> int:
@@ -53,6 +177,15 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(_machine().available)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that a device has."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else int(_machine().total)
+
+
+def _machine() -> Any:
     import psutil  # type: ignore[import-untyped]  # a dependency of accelerate; not needed where a GPU answers
 
-    return int(psutil.virtual_memory().available)
+    return psutil.virtual_memory()

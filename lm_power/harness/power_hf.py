@@ -218,7 +218,8 @@ class PowerHF(HFLM):
             else:
                 yield from ((request, stored) for request in requests)
         # Rows by all the jobs, not by the missing ones: a resumed run keeps its batch shape, and with it the
-        # last bit of its numbers.
+        # last bit of its numbers. Where memory ran out, it tries with all its rows again: the lack may have been
+        # another program's, and a number of rows kept in the store would outlive its reason.
         longest = max(len(job.prompt_ids) for job in askers) + plan.config.max_new_tokens
         most = self._most_rows if self.batch_size == "auto" else None
         rows = self.sampler.rows_for(min(len(askers), most or len(askers)), longest, plan.config)

@@ -15,7 +15,6 @@ import lm_power.sampler
 from lm_power import PowerSampler
 from lm_power.engine import Engine, HFBackend, StopStrings
 from lm_power.engine.kv_cache import RowCache
-from lm_power.engine.memory import free_memory, rows_that_fit
 from lm_power.records import Bound, FinishedBy, Request, Segment
 
 NO_STOPS = StopStrings(None, [], VOCABULARY)
@@ -437,15 +436,3 @@ def test_logits_that_are_not_finite_raise(backend, monkeypatch):
     monkeypatch.setattr(backend, "decode", lambda *_: torch.full((3, VOCABULARY), torch.nan))
     with pytest.raises(FloatingPointError, match="not finite"):
         engine.step()
-
-
-def test_as_many_rows_as_fit(backend, monkeypatch):
-    """Guards: `batch_size=auto` that forgets the shadow, ignores the memory, or ends in zero rows."""
-    assert free_memory(torch.device("cpu")) > 2**20
-    assert rows_that_fit(backend, 1000, rewinds=True) == 64, "a tiny model: what a CPU can use"
-    row = 3 * 2 * (8 + 8) * 4 * 1001  # layers · heads · (key + value) · bytes · (positions and trash)
-    monkeypatch.setattr(lm_power.engine.memory, "free_memory", lambda _: 20 * row)
-    plain, rewinding = (rows_that_fit(backend, 1000, rewinds=r) for r in (False, True))
-    assert 5 <= rewinding < plain <= 17
-    with pytest.raises(MemoryError, match="max_gen_toks"):
-        rows_that_fit(backend, 10**6, rewinds=True)
