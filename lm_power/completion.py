@@ -22,8 +22,8 @@ class Stats:
             decoded is not known.
         tokens_coupled: those of `tokens_reused` that coupled resume kept beyond the cuts.
         tokens_prefetched: those of `tokens_decoded` whose proposals were begun before their turn, in idle rows.
-        tokens_dropped: tokens decoded before their turn and for nothing, not counted in `tokens_decoded`. This
-            and `tokens_prefetched` depend on what else was in the batch.
+        tokens_dropped: tokens decoded for nothing, before their turn or until memory ran out; not counted in
+            `tokens_decoded`. This and `tokens_prefetched` depend on what else was in the batch.
     """
 
     proposals: int = 0

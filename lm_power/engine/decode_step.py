@@ -88,7 +88,9 @@ class DecodeStep:
         self._uniforms = torch.zeros((cache.rows, max_new_tokens + 1), dtype=torch.float64, device=self.device)
         self._pauses = torch.from_numpy(pauses).to(self.device)
         self._result = torch.zeros((4, cache.rows), dtype=torch.float64, device=self.device)
-        self._posted: dict[int, tuple[float, ...]] = {}  # columns of the table that the next launch replaces
+        # What the next launch takes in: columns of the table, with the rows' uniforms, and rows to go on with.
+        self._posted: dict[int, tuple[float, ...]] = {}
+        self._posted_uniforms = np.zeros(self._uniforms.shape)
         self._resumed: set[int] = set()
         self._results: deque[Fetch] = deque()
         self._draw: Callable[..., Drawn] = draw_next
@@ -110,7 +112,7 @@ class DecodeStep:
         bound = request.reject_below or NO_BOUND
         limits = (bound.log_p, bound.log_q, bound.log_length, bound.value)
         self._post(row, (1, prompt, request.keep, feed, request.horizon, request.beta, excluded, *limits, 0))
-        self._uniforms[row, request.keep : request.horizon] = send(request.uniforms, self.device)
+        self._posted_uniforms[row, request.keep : request.horizon] = request.uniforms
 
     def resume(self, row: int) -> None:
         """Go on with a paused row at the next launch."""
@@ -123,8 +125,10 @@ class DecodeStep:
     def launch(self, shown: int) -> None:
         """Draw one token in every busy row; `shown` slots of each row are shown to the attention."""
         if self._posted:
-            rows, columns = np.array(list(self._posted)), np.array(list(self._posted.values()), np.float64)
-            self._table.index_copy_(1, send(rows, self.device), send(columns, self.device).T)
+            posted = np.array(list(self._posted))
+            rows, columns = send(posted, self.device), np.array(list(self._posted.values()), np.float64)
+            self._table.index_copy_(1, rows, send(columns, self.device).T)
+            self._uniforms.index_copy_(0, rows, send(self._posted_uniforms[posted], self.device))
             self._posted = {}
         if self._resumed:
             self._state.busy.index_fill_(0, send(np.array(list(self._resumed)), self.device), 1)

@@ -118,7 +118,7 @@ def test_an_empty_span_gives_nan(with_sinks, monkeypatch):
     assert result[1].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gemma2"])
+@pytest.mark.parametrize("name", [pytest.param("qwen2", marks=pytest.mark.slow), "gemma2"])
 def test_a_model_decodes_with_the_kernel_as_without(name, monkeypatch):
     """Guards: layouts, scalings or windows of a real model that the kernel takes for something else."""
     calls = []
@@ -139,6 +139,7 @@ def test_a_model_decodes_with_the_kernel_as_without(name, monkeypatch):
         assert after.log_probs == pytest.approx(before.log_probs, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_takes_the_kernel_as_it_is(monkeypatch):
     """Guards: a kernel that torch.compile cannot see past, or takes for something of another shape."""
     monkeypatch.undo()  # the checks make integers too, which have no NaN

@@ -237,15 +237,15 @@ def run_python(*arguments: str, **environment: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
 
 
-def test_the_kernel_under_the_interpreter():
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_the_kernel_under_the_interpreter(which):
     """Guards: see `interpreted_kernel.py`."""
     pytest.importorskip("triton")
-    run_python(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted_kernel.py"), TRITON_INTERPRET="1"
-    )
+    arguments = ("-q", "-p", "no:cacheprovider", "-m", which, str(HERE / "interpreted_kernel.py"))
+    run_python("-m", "pytest", *arguments, TRITON_INTERPRET="1")
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("architecture", [pytest.param(80, marks=pytest.mark.slow), 90])
 def test_the_kernels_compile_for_a_gpu(architecture, tmp_path):
     """Guards: what the interpreter lets pass and the compiler does not, registers that spill, too much shared memory.
 

@@ -88,11 +88,11 @@ def in_a_process(*arguments: object) -> dict[str, Any]:
 
 @linux
 def test_a_process_that_runs_out_of_memory_draws_the_same_completions():
-    """A real limit, met in the middle of a step: addresses for some of the rows only.
+    """A real limit: room for eight rows' caches, and not for what their proposals save beside them.
 
     Guards: an allocator's error that is not recognised; memory of the old engine that is not given back.
     """
-    seen = in_a_process("run_out_of_memory", 11)
+    seen = in_a_process("run_out_of_memory", 192)
     assert seen["warnings"] and "out of memory with 8 rows" in seen["warnings"][0]
     free, limited = seen["tokens"]
     assert limited == free
