@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lm_power.engine.backend import HFBackend
-from lm_power.engine.cuda_graphs import Replayed
+from lm_power.engine.cuda_graphs import CudaGraphs
 from lm_power.engine.kv_cache import RowCache
 from lm_power.engine.transfer import Fetch, send
 from lm_power.records import Bound, Request
@@ -94,10 +94,10 @@ class DecodeStep:
         self._resumed: set[int] = set()
         self._results: deque[Fetch] = deque()
         self._draw: Callable[..., Drawn] = draw_next
-        self._run: Callable[[int], None] = self._step
+        self._graphs: CudaGraphs | None = None
         if backend.replays:
             self._draw = torch.compile(draw_next, fullgraph=True)  # anew for a second number of rows; then for any
-            self._run = Replayed(self._step, self.device)
+            self._graphs = CudaGraphs(self.device)
 
     def begin(self, row: int, prompt: int, feed: int, request: Request) -> None:
         """From the next launch on, decode a request in a row.
@@ -133,7 +133,10 @@ class DecodeStep:
         if self._resumed:
             self._state.busy.index_fill_(0, send(np.array(list(self._resumed)), self.device), 1)
             self._resumed = set()
-        self._run(shown)
+        if self._graphs is None:
+            self._step(shown)
+        else:
+            self._graphs.run(self._step, shown)
         self._results.append(Fetch(self._result))
 
     def collect(self) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ def halving(attempt: Callable[[int], Iterator[T]], rows: int) -> Iterator[T]:
     """What `attempt(rows)` yields; where memory runs out, what it yields when called again with half the rows.
 
     Half is rounded up: 5 rows, 3, 2, 1. Nothing of an attempt is referred to any more, and its memory is free, when the
-    next one begins, and at the end; what has been achieved `attempt` has to know.
+    next one begins; what has been achieved `attempt` has to know.
 
     Args:
         attempt: called with the rows to use; makes an engine and decodes.
@@ -46,9 +46,8 @@ def halving(attempt: Callable[[int], Iterator[T]], rows: int) -> Iterator[T]:
                     "use a smaller dtype, or spread the model by parallelize=True"
                 ) from error
             del cause
-        finally:
-            # Not in the handler: while an exception is being handled, its traceback keeps the engine alive.
-            release()
+        # Not in the handler: while an exception is being handled, its traceback keeps the engine alive.
+        release()
         fewer = (rows + 1) // 2
         logger.warning(
             "out of memory with %d rows (%s): going on with %d; nothing that was settled is lost, proposals in flight "
@@ -60,7 +59,7 @@ def halving(attempt: Callable[[int], Iterator[T]], rows: int) -> Iterator[T]:
 
 
 def release() -> None:
-    """Free what engines held that nobody refers to any more: caches and layers refer to each other."""
+    """Free what nobody refers to any more: an exception's traceback and its frames refer to each other."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -44,6 +44,12 @@ class _Window:
     length: int
     _written: dict[torch.device, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
 
+    def move(self, first: int, positions: Tensor, slots: Tensor, length: int) -> None:
+        """To what `RowCache.look_at` says."""
+        self.first, self.last = first, first + positions.shape[0]
+        self.positions, self.slots, self.length = positions, slots, length
+        self._written = {}
+
     def written(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """([rows, 1] rows from the first, [rows, queries] slots) that are written; made once, not once a layer."""
         if device not in self._written:
@@ -59,9 +65,10 @@ class _RowLayer(CacheLayerMixin):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, cache: RowCache, keys: Tensor, values: Tensor) -> None:
+    # The window, not the cache: an object that refers back to its owner is freed late, and a cache is large.
+    def __init__(self, window: _Window, keys: Tensor, values: Tensor) -> None:
         super().__init__()
-        self.cache, self.keys, self.values = cache, keys, values
+        self.window, self.keys, self.values = window, keys, values
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -71,7 +78,7 @@ class _RowLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Scatter [rows, heads, queries, dim] at the rows' slots; return what the rows may see."""
-        window = self.cache.window
+        window = self.window
         keys, values = self.keys[window.first : window.last], self.values[window.first : window.last]
         rows, slots = window.written(keys.device)
         keys.transpose(1, 2)[rows, slots] = key_states.transpose(1, 2)
@@ -80,15 +87,15 @@ class _RowLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(keys returned by `update`, offset of the first)."""
-        return self.cache.window.length, 0
+        return self.window.length, 0
 
     def get_seq_length(self) -> int:
         """Keys in the window; rows differ, see `RowCache.get_query_offset`."""
-        return self.cache.window.length
+        return self.window.length
 
     def get_max_length(self) -> int:
-        """Slots of a row."""
-        return self.cache.length
+        """Positions that a row can hold."""
+        return self.keys.shape[2] - 1
 
 
 class RowCache(Cache):
@@ -120,7 +127,9 @@ class RowCache(Cache):
                 for dim in (shape.key_dim, shape.value_dim)
             ]
             self._storage += pair
-            layers |= {index: _RowLayer(self, pair[0][place], pair[1][place]) for place, index in enumerate(indices)}
+            layers |= {
+                index: _RowLayer(self.window, pair[0][place], pair[1][place]) for place, index in enumerate(indices)
+            }
         # Views of each row, [layers, heads, slots, dim]: cheaper to cut than the whole at every request.
         self._rows = list(zip(*(tensor.unbind(1) for tensor in self._storage), strict=True))
         self._saved: dict[int, tuple[int, list[Tensor]]] = {}  # by row: the first slot saved, and what it held
@@ -135,7 +144,7 @@ class RowCache(Cache):
             slots: [rows, queries] int64, where its key and value are written.
             length: slots [0, length) are shown to the attention, under the mask.
         """
-        self.window = _Window(first, first + positions.shape[0], positions, slots, length)
+        self.window.move(first, positions, slots, length)
 
     def get_query_offset(self, layer_idx: int = 0) -> Tensor:  # type: ignore[override]
         """[rows, queries] positions of the queries; see `lm_power.engine.masks`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -379,6 +381,26 @@ def test_positions_that_must_be_read_are_counted(backend):
     engine.submit(1, request(0, 5, seed=1))
     run(engine, 1)
     assert engine.counters.attended == sum(len(PROMPT) + t for t in range(5))
+
+
+def test_a_run_leaves_no_cache_behind(backend, monkeypatch):
+    """Guards: a cache that waits for the garbage collector, while the next run takes the memory for its own."""
+    made = []
+    make = RowCache.__init__
+
+    def remembered(self, *args, **options):
+        made.append(weakref.ref(self))
+        make(self, *args, **options)
+
+    sampler = PowerSampler(backend.model, None, max_rows=3)
+    monkeypatch.setattr(RowCache, "__init__", remembered)
+    gc.collect()
+    gc.disable()
+    try:
+        sampler.generate(PROMPTS, n=2, **OPTIONS)
+        assert [cache() for cache in made] == [None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("method", ["power", "standard"])
