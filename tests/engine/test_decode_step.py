@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_map_only
 import lm_power.sampler
 from lm_power import PowerSampler
 from lm_power.completion import Completion
-from lm_power.engine import Engine, HFBackend, decode_step
+from lm_power.engine import Engine, HFBackend, StopStrings, decode_step
 from lm_power.engine.decode_step import DecodeStep
 from lm_power.engine.kv_cache import RowCache
+from lm_power.records import Request
 from lm_power.target import draw_next_at_once
 
 PROMPTS = [[5], [9, 8, 7], [1, 2, 3, 4] * 6, [9, 8, 6]]
@@ -123,6 +124,61 @@ def test_results_that_are_read_late_change_no_completion(monkeypatch, method, ah
     late = draw(model, ("w9 w", "w33"), method=method)
     assert {c.finish_reason for c in late} >= {"eos", "stop"}
     assert same(late, at_once)
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_a_step_in_flight_sees_its_own_key(monkeypatch, ahead):
+    """Guards: so many slots shown as the tokens that have been read need, and not those still in flight."""
+    monkeypatch.setattr(Engine, "BUCKET", 4)
+    backend = HFBackend(make_model("qwen2", dtype=torch.float64))
+    request = Request(0, 20, 1.0, np.random.default_rng(1).random(20))
+    drawn = []
+    for steps in (0, ahead):
+        engine = Engine(backend, 1, 8, 30, (), StopStrings(None, [], VOCABULARY), ahead=steps)
+        engine.load(0, [5, 9, 3])
+        engine.submit(0, request)
+        while not (ended := engine.step()):
+            pass
+        drawn.append(ended[0][1].log_p)
+    np.testing.assert_allclose(*drawn, atol=1e-9)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+@pytest.mark.parametrize("meanwhile", [0, 15])
+def test_a_cancelled_request_draws_for_nobody(ahead, meanwhile):
+    """Guards: a late token of a request that was given up, in the segment of the next; or a row that runs on with it.
+
+    The row holds a settled completion, a proposal against it is given up, and another row decodes for a while.
+    """
+    backend, drawn = HFBackend(make_model("qwen2")), []
+    first, proposal, last = (
+        Request(keep, keep + 12, 1.0, np.random.default_rng(keep).random(12)) for keep in (0, 3, 12)
+    )
+    for give_up in (False, True):
+        engine = Engine(backend, 2, 8, 40, (), StopStrings(None, [], VOCABULARY), ahead=ahead)
+        for row in (0, 1):
+            engine.load(row, [5, 9])
+        engine.submit(0, first)
+        finish(engine)
+        engine.settle(0, accepted=True)
+        if give_up:
+            engine.submit(0, proposal)
+            for _ in range(5):
+                engine.step()
+            assert engine.cancel(0) == 5 - ahead
+        if meanwhile:
+            engine.submit(1, Request(0, meanwhile, 1.0, np.random.default_rng(9).random(meanwhile)))
+            finish(engine)
+        engine.submit(0, last)
+        drawn.append(finish(engine))
+    assert drawn[0] == drawn[1]
+
+
+def finish(engine: Engine) -> list[int]:
+    """Steps until a segment has ended; its tokens."""
+    while not (ended := engine.step()):
+        pass
+    return ended[0][1].tokens.tolist()
 
 
 @pytest.mark.parametrize(("name", "attention"), [("qwen2-sliding", "sdpa"), ("gemma2", "lm_power")])
