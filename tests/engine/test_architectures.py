@@ -15,8 +15,11 @@ from lm_power.config import OptionError
 from lm_power.engine import Engine, HFBackend, UnsupportedModelError
 
 # (architecture, attention): Gemma 2 has no sdpa, whose kernels know no softcapping.
-SERVED = [
-    (name, kind) for name in CONFIGS for kind in ("sdpa", "eager", "lm_power") if (name, kind) != ("gemma2", "sdpa")
+SERVED = [(name, kind) for name in CONFIGS for kind in ("sdpa", "eager") if (name, kind) != ("gemma2", "sdpa")]
+# Of our own attention, quickly: full layers, sliding ones, and softened scores.
+SERVED += [
+    pytest.param(name, "lm_power", marks=() if name in ("qwen2", "qwen2-sliding", "gemma2") else pytest.mark.slow)
+    for name in CONFIGS
 ]
 OPTIONS = {"alpha": 2.0, "block_size": 8, "mcmc_steps": 2, "max_new_tokens": 24}
 

@@ -103,7 +103,11 @@ def test_a_process_that_runs_out_of_memory_draws_the_same_completions():
 @linux
 @pytest.mark.parametrize(
     ("method", "attention", "shared_by"),
-    [("standard", "sdpa", 4), ("power", "sdpa", 1), pytest.param("power", "eager", 4, marks=pytest.mark.slow)],
+    [
+        ("power", "sdpa", 1),
+        pytest.param("standard", "sdpa", 4, marks=pytest.mark.slow),
+        pytest.param("power", "eager", 4, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_takes_what_was_planned(method, attention, shared_by):
     """Guards: a plan that forgets something, or that leaves half of the memory idle."""
