@@ -29,8 +29,7 @@ class CudaGraphs:
 
         Raises:
             RuntimeError: at the second run, if the function does what cannot be recorded (asks the device for a
-                value, allocates by other means …); with the way out.
-            torch.OutOfMemoryError: at any run.
+                value, allocates by other means …), or memory runs out; with the way out.
         """
         with torch.cuda.device(self.device):
             if value not in self._seen:
@@ -50,10 +49,8 @@ class CudaGraphs:
                 function(value)
         except RuntimeError as error:
             # Where the recording fails, ending it fails too; what went wrong first is the second one's context.
-            first = error.__context__ or error
-            if isinstance(first, torch.OutOfMemoryError):
-                raise first from None
             raise RuntimeError(
-                f"this model's decode step cannot be recorded as a CUDA graph ({first}); set cuda_graphs=False"
+                f"this model's decode step cannot be recorded as a CUDA graph ({error.__context__ or error}); set "
+                "cuda_graphs=False"
             ) from error
         return graph
