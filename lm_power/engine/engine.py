@@ -20,8 +20,8 @@ class Counters:
 
     Attributes:
         decoded: tokens drawn.
-        prefilled: prompt tokens run through the model.
-        steps: forward passes over the rows.
+        prefilled: tokens of prompts, and of completions that were loaded, run through the model.
+        steps: forward passes over the rows whose results have been read.
         attended: positions that the busy rows' queries saw, summed over the steps: whose keys and values a step
             has to read.
     """
@@ -38,7 +38,8 @@ class Engine:
     A row holds a prompt and a completion. `submit` rewinds it to the request's prefix and saves what may be
     overwritten; `step` draws one token in every busy row and hands back the segments that have ended;
     `settle` keeps a row's new segment or puts the old completion back; `fork` copies a completion to an idle row, so
-    that several proposals can be decoded side by side. Nothing is prefilled after the prompt.
+    that several proposals can be decoded side by side. Nothing is prefilled after the prompt, but for a completion that
+    `load` takes over from an engine that ran out of memory.
 
     The batch always has `rows` rows: idle ones run along, writing to a trash slot, so that the numbers of a
     row do not depend on how many others are busy.

@@ -1,4 +1,4 @@
-"""The KV cache: one slot row a sequence, each with a write position of its own, and a shadow for rewinding."""
+"""The KV cache: one slot row a sequence, each with a write position of its own, and copies for rewinding."""
 
 from __future__ import annotations
 
