@@ -17,7 +17,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from lm_power.chains import EMPTY_STATE, Chain, Move, Stream
 from lm_power.config import SamplerConfig
-from lm_power.records import FinishedBy, Segment
+from lm_power.decoding import FinishedBy, Segment
 
 
 class ReleasedChain:

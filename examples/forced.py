@@ -17,7 +17,7 @@ import lm_power.sampler
 from lm_power import PowerSampler
 from lm_power.chains import Chain, Info, Move, State, Stream, make_chain
 from lm_power.config import SamplerConfig
-from lm_power.records import FinishedBy, Segment
+from lm_power.decoding import FinishedBy, Segment
 
 SIGMA = 0.8  # of the logarithm of a length: as in tests/test_scheduler.py, about one in a hundred runs into 3072
 

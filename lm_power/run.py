@@ -8,7 +8,7 @@ from collections import deque
 
 from lm_power.chains import EMPTY_STATE, Info, Move, State, Stream
 from lm_power.completion import Stats, Steps
-from lm_power.records import Segment
+from lm_power.decoding import Segment
 
 
 @dataclasses.dataclass

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from lm_power.chains import make_chain
 from lm_power.completion import Completion
 from lm_power.config import OptionError, SamplerConfig
+from lm_power.decoding import FinishedBy
 from lm_power.engine import Counters, Engine, HFBackend, StopStrings
 from lm_power.engine.attention import prefer_spans
 from lm_power.engine.halving import halving
 from lm_power.engine.memory import rows_that_fit
 from lm_power.progress import Progress, progress_bar
-from lm_power.records import FinishedBy
 from lm_power.run import Run
 from lm_power.scheduler import Job, Scheduler
 

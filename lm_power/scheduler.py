@@ -7,11 +7,10 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
 
 from lm_power.chains import Chain, Info, State, Stream
+from lm_power.decoding import Decoder
 from lm_power.progress import Progress
-from lm_power.records import Request, Segment
 from lm_power.run import Flight, Run
 
 
@@ -26,24 +25,6 @@ class Job:
 
     prompt_ids: tuple[int, ...]
     repeat: int = 0
-
-
-class Decoder(Protocol):
-    """What the scheduler needs of an engine; see `lm_power.engine.Engine`.
-
-    `step` may hand a segment back some calls after the one that drew its last token, and nothing while rows are
-    busy; what was cancelled meanwhile it never hands back. `drawn` must answer even where another call has failed.
-    """
-
-    rows: int
-
-    def load(self, row: int, prompt: Sequence[int], completion: Sequence[int] = ()) -> None: ...  # noqa: D102
-    def fork(self, source: int, target: int, keep: int) -> None: ...  # noqa: D102
-    def submit(self, row: int, request: Request) -> None: ...  # noqa: D102
-    def step(self) -> list[tuple[int, Segment]]: ...  # noqa: D102
-    def settle(self, row: int, accepted: bool) -> None: ...  # noqa: D102
-    def cancel(self, row: int) -> int: ...  # noqa: D102
-    def drawn(self, row: int) -> int: ...  # noqa: D102
 
 
 class Scheduler:
@@ -160,7 +141,10 @@ class Scheduler:
         self._rejected += info.proposed and not info.accepted
         if info.accepted:
             self._drop_ahead(run)
-        self.engine.settle(flight.row, info.accepted)
+        if info.accepted:
+            self.engine.commit(flight.row)
+        else:
+            self.engine.rollback(flight.row)
         if flight.row != run.home:
             if info.accepted:
                 flight.row, run.home = run.home, flight.row
@@ -173,7 +157,7 @@ class Scheduler:
             row = run.home
             if not run.home_is_free():
                 row = self._idle.pop()
-                self.engine.fork(run.home, row, move.request.keep)
+                self.engine.copy(run.home, row, move.request.keep)
             self.engine.submit(row, move.request)
             self._decoding[row] = run
         run.flights.append(Flight(state, move, row, ahead=bool(run.flights)))
@@ -202,7 +186,7 @@ class Scheduler:
         """Give up what was decoded ahead: all moves in flight but the first."""
         while len(run.flights) > 1:
             row = run.flights[-1].row
-            dropped = 0 if row is None else self.engine.cancel(row)
+            dropped = 0 if row is None else self.engine.rollback(row)
             run.flights.pop()
             run.dropped += dropped
             if row is not None:

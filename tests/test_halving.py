@@ -63,29 +63,33 @@ def failing(failures: Failures) -> type[Engine]:
             failures.rows.append(rows)
             super().__init__(backend, rows, *args, **options, ahead=failures.ahead)
             failures.caches.append(weakref.ref(self._cache))
-            self.forked = False
+            self.copied = False
             failures.call("__init__")
 
         def load(self, *args: Any) -> None:
             failures.call("load")
             super().load(*args)
 
-        def fork(self, *args: Any) -> None:
-            super().fork(*args)
-            self.forked = True
-            failures.call("fork")
+        def copy(self, *args: Any) -> None:
+            super().copy(*args)
+            self.copied = True
+            failures.call("copy")
 
         def submit(self, *args: Any) -> None:
             failures.call("submit")
             super().submit(*args)
 
-        def settle(self, row: int, accepted: bool) -> None:
+        def commit(self, row: int) -> None:
             failures.call("settle")
-            super().settle(row, accepted)
+            super().commit(row)
+
+        def rollback(self, row: int) -> int:
+            failures.call("settle")
+            return super().rollback(row)
 
         def step(self) -> Any:
             failures.call("step")
-            if self.forked:
+            if self.copied:
                 failures.call("step with a prefetch")
             return super().step()
 
@@ -124,7 +128,7 @@ MOMENTS = {
     "at requests": {"submit": {17, 40}},
     "at the first step": {"step": {1}},
     "at steps": {"step": {20, 41}},
-    "at the copy for a prefetch": {"fork": {1, 2}},
+    "at the copy for a prefetch": {"copy": {1, 2}},
     "with prefetches in flight": {"step with a prefetch": {1, 4}},
     "at a verdict": {"settle": {5, 30}},
     "everywhere": {"__init__": {2}, "load": {5}, "submit": {40}},

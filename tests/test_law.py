@@ -36,7 +36,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from lm_power import Completion, PowerSampler
 from lm_power.chains import BlockwiseMetropolis, make_chain
 from lm_power.config import SamplerConfig
-from lm_power.records import FloatArray
+from lm_power.decoding import FloatArray
 
 EXACT = ("early_rejection", "prefetch")  # switches that change no completion
 CHAINS = 20_000

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from lm_power.chains import BlockwiseMetropolis, Info, Move, State, Stream
+from lm_power.decoding import FinishedBy, Request, Segment
 from lm_power.progress import Progress
-from lm_power.records import FinishedBy, Request, Segment
 from lm_power.run import Run
 from lm_power.scheduler import Job, Scheduler, starting_order
 
@@ -37,7 +37,7 @@ class FakeEngine:
         assert row not in self._at_risk
         self._length[row] = len(completion)
 
-    def fork(self, source: int, target: int, keep: int) -> None:
+    def copy(self, source: int, target: int, keep: int) -> None:
         assert target not in self._at_risk and keep <= self._length[source]
         self._length[target] = keep
 
@@ -47,17 +47,16 @@ class FakeEngine:
         self._asked[row] = request
         self._at_risk.add(row)
 
-    def settle(self, row: int, accepted: bool) -> None:
+    def commit(self, row: int) -> None:
         assert row not in self._left
         self._at_risk.remove(row)
-        if accepted:
-            self._length[row] = self._asked[row].horizon
+        self._length[row] = self._asked[row].horizon
 
     def drawn(self, row: int) -> int:
         request = self._asked[row]
         return request.horizon - request.keep - self._left.get(row, 0)
 
-    def cancel(self, row: int) -> int:
+    def rollback(self, row: int) -> int:
         drawn = self.drawn(row)
         self._left.pop(row, None)
         self._at_risk.remove(row)
@@ -108,9 +107,9 @@ class LateEngine(FakeEngine):
         self.empty_handed += not seen
         return seen
 
-    def settle(self, row: int, accepted: bool) -> None:
+    def commit(self, row: int) -> None:
         assert all(row != late for late, _ in self._late)
-        super().settle(row, accepted)
+        super().commit(row)
 
 
 @functools.cache
@@ -220,12 +219,12 @@ def test_prefetch_waits_for_the_jobs() -> None:
     engine = FakeEngine(2)
     chain = FakeChain(4.0, 4.0, 192, 10, LONGEST, accepted=0.1)
     started = []
-    load, fork = engine.load, engine.fork
+    load, copy = engine.load, engine.copy
     engine.load = lambda *row: (started.append("load"), load(*row))
-    engine.fork = lambda *rows: (started.append("fork"), fork(*rows))
+    engine.copy = lambda *rows: (started.append("copy"), copy(*rows))
     runs = list(Scheduler(chain, [Job((i,)) for i in range(6)], 0, True, Progress(6)).finished(engine))
-    assert len(runs) == 6 and started.count("load") == 6 and "fork" in started
-    assert "fork" not in started[:6]
+    assert len(runs) == 6 and started.count("load") == 6 and "copy" in started
+    assert "copy" not in started[:6]
 
 
 def test_longer_prompts_start_first_and_equal_ones_together() -> None:

@@ -16,7 +16,7 @@ import scipy.stats
 
 from lm_power.chains import EMPTY_STATE, Chain, Info, Move, State, Stream
 from lm_power.chains.metropolis import BlockwiseMetropolis
-from lm_power.records import FinishedBy, FloatArray, Request, Segment
+from lm_power.decoding import FinishedBy, FloatArray, Request, Segment
 from lm_power.theory import SequenceDistribution
 
 Tokens = tuple[int, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from lm_power.chains.base import Info, Move, State, Stream
-from lm_power.records import Request, Segment
+from lm_power.decoding import Request, Segment
 
 
 @dataclasses.dataclass(frozen=True)

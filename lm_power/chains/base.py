@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lm_power.records import FinishedBy, FloatArray, IntArray, Request, Segment
+from lm_power.decoding import FinishedBy, FloatArray, IntArray, Request, Segment
 
 
 @dataclasses.dataclass(frozen=True)

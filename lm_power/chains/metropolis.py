@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from lm_power.chains.base import Info, Move, State, Stream
-from lm_power.records import Bound, FinishedBy, FloatArray, Request, Segment
+from lm_power.decoding import Bound, FinishedBy, FloatArray, Request, Segment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lm_power.decoding import Bound, Request
 from lm_power.engine.backend import HFBackend
 from lm_power.engine.cuda_graphs import CudaGraphs
 from lm_power.engine.kv_cache import RowCache
 from lm_power.engine.transfer import Fetch, send
-from lm_power.records import Bound, Request
 from lm_power.target import Drawn, draw_next
 
 NO_BOUND = Bound(0.0, 0.0, 0.0, -np.inf)

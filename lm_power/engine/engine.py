@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lm_power.decoding import FinishedBy, Request, Segment
 from lm_power.engine.backend import HFBackend
 from lm_power.engine.decode_step import DecodeStep, Status
 from lm_power.engine.kv_cache import RowCache
 from lm_power.engine.stopping import StopStrings
-from lm_power.records import FinishedBy, Request, Segment
 
 
 @dataclasses.dataclass
@@ -37,9 +37,9 @@ class Engine:
 
     A row holds a prompt and a completion. `submit` rewinds it to the request's prefix and saves what may be
     overwritten; `step` draws one token in every busy row and hands back the segments that have ended;
-    `settle` keeps a row's new segment or puts the old completion back; `fork` copies a completion to an idle row, so
-    that several proposals can be decoded side by side. Nothing is prefilled after the prompt, but for a completion that
-    `load` takes over from an engine that ran out of memory.
+    `commit` keeps a row's new segment, `rollback` puts the old completion back; `copy` copies a completion to an idle
+    row, so that several proposals can be decoded side by side. Nothing is prefilled after the prompt, but for a completion
+    that `load` takes over from an engine that ran out of memory.
 
     The batch always has `rows` rows: idle ones run along, writing to a trash slot, so that the numbers of a
     row do not depend on how many others are busy.
@@ -133,7 +133,7 @@ class Engine:
         self._length[row] = self._keep[row] = len(completion)
         self._saved[row] = (len(completion), len(completion))
 
-    def fork(self, source: int, target: int, keep: int) -> None:
+    def copy(self, source: int, target: int, keep: int) -> None:
         """Make an idle row ready for a request that keeps `keep` tokens of another row's settled completion.
 
         The source may be decoding a proposal meanwhile: what that may overwrite is saved.
@@ -167,30 +167,28 @@ class Engine:
         self._since[row] = self._launched
         self._step.begin(row, prompt, int(self._history[row, keep]), request)
 
-    def settle(self, row: int, accepted: bool) -> None:
-        """Keep a row's new segment, or put back the completion that it was proposed against."""
+    def commit(self, row: int) -> None:
+        """Keep the segment that a row has decoded: it is part of the settled completion from now on."""
+        self._cache.drop(row)
+        self._saved[row] = (int(self._length[row]),) * 2
+
+    def rollback(self, row: int) -> int:
+        """Give up what a row is decoding, or has decoded, and put back what it held; the tokens given up."""
+        given_up = self.drawn(row)
+        if self._busy[row]:
+            self._busy[row] = False
+            self._step.stop(row)
         keep, length = self._saved[row]
-        if accepted:
-            self._cache.drop(row)
-        elif keep < length:
+        if keep < length:
             self._cache.restore(row)
             self._history[row, keep + 1 : length + 1] = self._saved_history[row, keep + 1 : length + 1]
-        settled = int(self._length[row]) if accepted else length
-        self._length[row] = settled
-        self._saved[row] = (settled, settled)
+        self._length[row] = length
+        self._saved[row] = (length, length)
+        return given_up
 
     def drawn(self, row: int) -> int:
         """Tokens drawn for a row's request, as far as results have been read."""
         return int(self._length[row] - self._keep[row])
-
-    def cancel(self, row: int) -> int:
-        """Give up what a row is decoding, or has decoded, and put back what it held; the tokens given up."""
-        dropped = self.drawn(row)
-        if self._busy[row]:
-            self._busy[row] = False
-            self._step.stop(row)
-        self.settle(row, accepted=False)
-        return dropped
 
     def step(self) -> list[tuple[int, Segment]]:
         """Draw one token in every busy row; the (row, segment) pairs that are seen to have ended."""

@@ -25,7 +25,7 @@ import numpy as np
 import scipy.integrate
 import scipy.stats
 
-from lm_power.records import FloatArray
+from lm_power.decoding import FloatArray
 from lm_power.report.summary import Estimate
 
 RESAMPLES = 2000

@@ -32,7 +32,7 @@ from toy import (
 )
 
 from lm_power.chains import EMPTY_STATE, Ancestral, BlockwiseMetropolis, PowerInf, Stream
-from lm_power.records import FinishedBy
+from lm_power.decoding import FinishedBy
 
 BROKEN = [WithoutCutRatio, WithTruncatedWeights, WithCappedProposals]
 MANY = 10**6  # steps a stage, where a test wants the stage never to end

@@ -75,7 +75,7 @@ def test_log_probs_equal_a_full_forward_pass(name, attention):
 
 @pytest.mark.parametrize("on", list(itertools.product([True, False], repeat=3))[1:], ids=str)
 def test_log_probs_equal_a_full_forward_pass_without_accelerations(on):
-    """Guards: a token, or its key, that is right only while coupling, bounds and forks play together."""
+    """Guards: a token, or its key, that is right only while coupling, bounds and copies play together."""
     switches = dict(zip(("coupled_resume", "early_rejection", "prefetch"), on, strict=True))
     worst, completions = worst_difference(make_model("qwen2-sliding"), **switches)
     assert worst < 1e-4

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_map_only
 import lm_power.sampler
 from lm_power import PowerSampler
 from lm_power.completion import Completion
+from lm_power.decoding import Request
 from lm_power.engine import Engine, HFBackend, StopStrings, decode_step
 from lm_power.engine.decode_step import DecodeStep
 from lm_power.engine.kv_cache import RowCache
-from lm_power.records import Request
 from lm_power.target import draw_next_at_once
 
 PROMPTS = [[5], [9, 8, 7], [1, 2, 3, 4] * 6, [9, 8, 6]]
@@ -160,12 +160,12 @@ def test_a_cancelled_request_draws_for_nobody(ahead, meanwhile):
             engine.load(row, [5, 9])
         engine.submit(0, first)
         finish(engine)
-        engine.settle(0, accepted=True)
+        engine.commit(0)
         if give_up:
             engine.submit(0, proposal)
             for _ in range(5):
                 engine.step()
-            assert engine.cancel(0) == 5 - ahead
+            assert engine.rollback(0) == 5 - ahead
         if meanwhile:
             engine.submit(1, Request(0, meanwhile, 1.0, np.random.default_rng(9).random(meanwhile)))
             finish(engine)

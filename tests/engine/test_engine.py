@@ -15,9 +15,9 @@ from models import EOS, VOCABULARY, WINDOW, make_model
 
 import lm_power.sampler
 from lm_power import PowerSampler
+from lm_power.decoding import Bound, FinishedBy, Request, Segment
 from lm_power.engine import Engine, HFBackend, StopStrings
 from lm_power.engine.kv_cache import RowCache
-from lm_power.records import Bound, FinishedBy, Request, Segment
 
 NO_STOPS = StopStrings(None, [], VOCABULARY)
 NO_EOS: tuple[int, ...] = ()
@@ -77,14 +77,14 @@ def test_a_rejected_proposal_leaves_the_cache_bit_for_bit(backend, cut, horizon)
     engine.load(1, PROMPT)
     engine.submit(1, request(0, 20, seed=1))
     first = run(engine, 1)
-    engine.settle(1, accepted=True)
+    engine.commit(1)
     filled = len(PROMPT) - 1 + 20  # the last token's slot is filled when something is drawn after it
     before = content(engine, 1, filled)
     for seed in (2, 3):
         engine.submit(1, request(cut, horizon, seed))
         proposed = run(engine, 1)
         assert cut == 19 or not np.array_equal(proposed.tokens[: 20 - cut], first.tokens[cut:])
-        engine.settle(1, accepted=False)
+        engine.rollback(1)
         assert same(content(engine, 1, filled), before)
     engine.submit(1, request(20, 30, seed=4))
     after = run(engine, 1)
@@ -108,7 +108,7 @@ def test_the_first_token_alone_is_drawn_without_the_excluded_one(backend):
         engine.submit(row, request(0, 12, seed=row, beta=3.0))
     free = dict(pair for _ in range(12) for pair in engine.step())
     for row in range(20):
-        engine.settle(row, accepted=True)
+        engine.commit(row)
         excluded = int(free[row].tokens[4])
         engine.submit(row, dataclasses.replace(request(4, 12, row, beta=3.0), excluded_first_token=excluded))
     again = dict(pair for _ in range(8) for pair in engine.step())
@@ -135,12 +135,12 @@ def test_a_draw_stops_once_it_is_below_its_bound_and_not_before(backend, terms):
     engine.load(0, PROMPT)
     engine.submit(0, request(0, 20, seed=1))
     run(engine, 0)
-    engine.settle(0, accepted=True)
+    engine.commit(0)
     before = content(engine, 0, len(PROMPT) - 1 + 20)
     asked = request(3, 30, seed=2, beta=4.0)
     engine.submit(0, asked)
     free = run(engine, 0)
-    engine.settle(0, accepted=False)
+    engine.rollback(0)
     running = np.minimum(terms[0] * free.log_p + terms[1] * free.log_q, 0).cumsum()
     running += terms[2] * np.log(3 + np.arange(1, 28) + 1)
     for stop in (0, 4, 25):
@@ -149,18 +149,18 @@ def test_a_draw_stops_once_it_is_below_its_bound_and_not_before(backend, terms):
         segment = run(engine, 0)
         assert segment.finished_by is None
         np.testing.assert_array_equal(segment.tokens, free.tokens[: stop + 1])
-        engine.settle(0, accepted=False)
+        engine.rollback(0)
         assert same(content(engine, 0, len(PROMPT) - 1 + 20), before)
     engine.submit(0, dataclasses.replace(asked, reject_below=Bound(*terms, value=float(running[-1] + 1e-6))))
     assert run(engine, 0).finished_by is FinishedBy.HORIZON, "terminal: its fate is the chain's to decide"
-    engine.settle(0, accepted=False)
+    engine.rollback(0)
     engine.submit(0, asked)
     assert equal(run(engine, 0), free), "no bound is left over"
 
 
 @pytest.mark.parametrize("cut", [0, 4, 12, 20])
 @pytest.mark.parametrize("busy", ["settled", "decoding", "decoded"])
-def test_a_fork_decodes_as_its_source_would(backend, cut, busy):
+def test_a_copy_decodes_as_its_source_would(backend, cut, busy):
     """Guards prefetch: the prefix copied from slots that the source's own proposal has overwritten, or is about to.
 
     Bit for bit, whether the target holds another prompt or the same one; and giving it up leaves the source alone.
@@ -169,7 +169,7 @@ def test_a_fork_decodes_as_its_source_would(backend, cut, busy):
     alone.load(0, PROMPT)
     alone.submit(0, request(0, 20, seed=1))
     run(alone, 0)
-    alone.settle(0, accepted=True)
+    alone.commit(0)
     alone.submit(0, request(cut, 40, seed=2))
     expected = run(alone, 0)
 
@@ -179,10 +179,10 @@ def test_a_fork_decodes_as_its_source_would(backend, cut, busy):
         engine.load(2, other)
         engine.submit(2, request(0, 60, seed=3))
         run(engine, 2)
-        engine.settle(2, accepted=True)
+        engine.commit(2)
         engine.submit(1, request(0, 20, seed=1))
         run(engine, 1)
-        engine.settle(1, accepted=True)
+        engine.commit(1)
         before = content(engine, 1, len(PROMPT) - 1 + 20)
         if busy != "settled":
             engine.submit(1, request(6, 60, seed=4))
@@ -190,18 +190,18 @@ def test_a_fork_decodes_as_its_source_would(backend, cut, busy):
                 engine.step()
             if busy == "decoded":
                 run(engine, 1)
-        engine.fork(1, 2, cut)
+        engine.copy(1, 2, cut)
         engine.submit(2, request(cut, 40, seed=2))
         assert equal(run(engine, 2), expected)
         if busy != "settled":
-            engine.cancel(1)
+            engine.rollback(1)
         assert same(content(engine, 1, len(PROMPT) - 1 + 20), before)
-        engine.settle(2, accepted=True)
+        engine.commit(2)
         engine.submit(2, request(30, 40, seed=5))
-        alone.settle(0, accepted=True)
+        alone.commit(0)
         alone.submit(0, request(30, 40, seed=5))
-        assert equal(run(engine, 2), run(alone, 0)), "the fork is a row like any other"
-        alone.settle(0, accepted=False)
+        assert equal(run(engine, 2), run(alone, 0)), "the copy is a row like any other"
+        alone.rollback(0)
         alone.submit(0, request(cut, 40, seed=2))
         run(alone, 0)
 
@@ -218,7 +218,7 @@ def test_a_row_loaded_with_a_completion_goes_on_as_the_one_that_drew_it(backend,
         engine.load(1, PROMPT)
         engine.submit(1, request(0, 20, seed=1))
         first = run(engine, 1)
-        engine.settle(1, accepted=True)
+        engine.commit(1)
         if loaded:
             engine = engine if known else make_engine(backend)
             engine.load(2, PROMPT, first.tokens.tolist())
@@ -226,7 +226,7 @@ def test_a_row_loaded_with_a_completion_goes_on_as_the_one_that_drew_it(backend,
         for keep, horizon, accepted in [(11, 30, False), (20, 30, True), (4, 40, True)]:
             engine.submit(row, request(keep, horizon, seed=2))
             segments.append(run(engine, row))
-            engine.settle(row, accepted)
+            (engine.commit if accepted else engine.rollback)(row)
     for drawn, again in zip(segments[:3], segments[3:], strict=True):
         assert drawn.tokens.tolist() == again.tokens.tolist()
         np.testing.assert_allclose(drawn.log_p, again.log_p, atol=1e-4)
@@ -239,7 +239,7 @@ def test_cancelling_tells_what_was_given_up(backend):
     engine.submit(0, request(0, 20, seed=1))
     for _ in range(7):
         engine.step()
-    assert engine.cancel(0) == 7
+    assert engine.rollback(0) == 7
     assert engine.step() == []
 
 
@@ -252,13 +252,13 @@ def test_a_proposal_shorter_than_the_completion_is_rejected_cleanly(backend):
     while long is None or len(long.tokens) < 8:
         engine.submit(0, request(0, 20, next(seeds), beta=1.0))
         long = run(engine, 0)
-        engine.settle(0, accepted=True)
+        engine.commit(0)
     length = len(long.tokens)
     before = content(engine, 0, len(PROMPT) - 1 + length)
     while short is None or len(short.tokens) > 2:
         engine.submit(0, request(1, 20, next(seeds), beta=1.0))
         short = run(engine, 0)
-        engine.settle(0, accepted=False)
+        engine.rollback(0)
         assert same(content(engine, 0, len(PROMPT) - 1 + length), before)
 
 
