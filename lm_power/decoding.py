@@ -78,8 +78,8 @@ class Segment:
         log_q: [m] float64, log of the proposal's probability of each token, nats; of the first one under q
             itself, whatever token the request excluded; -inf for a token that q cannot produce.
         finished_by: why the sequence is terminal; None if it is not, but fell below the request's bound.
-        log_z: [m, exponents] float64, `log Σ_v p(v | x_<t)^e` for each of `Measures.exponents`, nats; None if not asked.
-        entropy: [m] float64, entropy of p(· | x_<t), nats; None if not asked for.
+        log_z: [m, exponents] float64, `log Σ_v p(v | x_<t)^e` for each of `Measures.exponents`, nats, or None.
+        entropy: [m] float64, entropy of p(· | x_<t), nats; or None.
     """
 
     tokens: IntArray

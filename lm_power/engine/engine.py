@@ -38,8 +38,8 @@ class Engine:
     A row holds a prompt and a completion. `submit` rewinds it to the request's prefix and saves what may be
     overwritten; `step` draws one token in every busy row and hands back the segments that have ended;
     `commit` keeps a row's new segment, `rollback` puts the old completion back; `copy` copies a completion to an idle
-    row, so that several proposals can be decoded side by side. Nothing is prefilled after the prompt, but for a completion
-    that `load` takes over from an engine that ran out of memory.
+    row, so that several proposals can be decoded side by side. Nothing is prefilled after the prompt, but for a
+    completion that `load` takes over from an engine that ran out of memory.
 
     The batch always has `rows` rows: idle ones run along, writing to a trash slot, so that the numbers of a
     row do not depend on how many others are busy.
