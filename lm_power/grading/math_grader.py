@@ -2,7 +2,8 @@ r"""Grade mathematical answers by math-verify, behind a process that can be kill
 
 sympy can hang for ever on a short answer (`9^{9^{9^9}}`), inside C code where no signal handler runs. So the
 comparison runs in a worker process (`math_worker.py`): started at the first answer that needs it, killed at
-the time limit, started again for the next. A new interpreter is executed (no bare fork, which is unsafe
+the time limit, started again for the next. The limit is on the worker's CPU time, so that an overloaded machine does
+not make an answer wrong; a worker that gets no CPU at all is given up after `PATIENCE` times the limit. A new interpreter is executed (no bare fork, which is unsafe
 beside torch's threads; no `multiprocessing`, whose spawn imports the main program again). The worker ends
 when its standard input closes, so also when this process is killed.
 """
@@ -14,6 +15,7 @@ import importlib.util
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,20 +24,29 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from lm_power.grading.math_answers import bases_differ, extract_answer, integers_equal, literally_equal, tidy
+from lm_power.grading.math_answers import extract_answer
+from lm_power.grading.math_readings import Pair, readings, settled
+from lm_power.grading.math_spelling import tidy
 
 logger = logging.getLogger(__name__)
 
 TIME_LIMIT = 5.0
-"""Default wall-clock limit for one answer, seconds."""
+"""Default limit for one comparison, seconds of CPU time."""
+
+PATIENCE = 4
+"""Wall-clock time that a comparison may take, in time limits: other programs may use the CPU too."""
 
 START_LIMIT = 120.0
 """Seconds that a worker may take to start: imports take about one, on a machine that does nothing else."""
 
 WORKER = Path(__file__).with_name("math_worker.py")
 
+CPU_LIMIT_SIGNAL = getattr(signal, "SIGPROF", 0)
+"""What ends a worker whose CPU time is used up; `math_worker.arm_alarms` sets the clock."""
+
 _MEANING = {
     "timeout": "took longer than the time limit",
+    "starved": "got too little CPU time to be compared on this machine",
     "crash": "ended the grading process",
     "error": "made math-verify fail",
     "gold": "had no gold answer to compare with",
@@ -48,10 +59,10 @@ def grade_math(completion: object, gold: object, time_limit: float = TIME_LIMIT)
     Args:
         completion: the model's text; anything without a well-formed answer, None included, is wrong.
         gold: the right answer in LaTeX, without box or dollars.
-        time_limit: wall-clock seconds for the comparison; an answer that takes longer is wrong.
+        time_limit: CPU seconds for one comparison; an answer that takes longer is wrong.
 
-    Source: the answer is the last `\boxed{...}` (see `answers.extract_answer`); equality is math-verify's
-    (Kydlíček 2025, https://github.com/huggingface/Math-Verify).
+    Source: the answer is the last `\boxed{...}` (see `math_answers.extract_answer`); `math_readings` decides what of
+    it is compared, and equality is math-verify's (Kydlíček 2025, https://github.com/huggingface/Math-Verify).
 
     >>> grade_math(r"Hence $x = \boxed{\frac{1}{2}}$.", "0.5")
     True
@@ -61,7 +72,7 @@ def grade_math(completion: object, gold: object, time_limit: float = TIME_LIMIT)
 
 
 def math_equal(answer: str, gold: str) -> bool:
-    r"""Whether two final answers in LaTeX, as `answers.extract_answer` finds them, are mathematically equal.
+    r"""Whether two final answers in LaTeX, as `math_answers.extract_answer` finds them, are mathematically equal.
 
     >>> math_equal(r"\frac{1}{2}", "0.5")
     True
@@ -80,11 +91,18 @@ def _default_grader() -> MathGrader:
     return MathGrader()
 
 
+class _NotKept(Exception):
+    """A comparison that came to no end for a reason that may not hold the next time: the next time it is made again."""
+
+
 class MathGrader:
-    """Compares answers in one worker process; safe to call from any thread, one answer at a time.
+    """Compares answers in one worker process; safe to call from any thread, one comparison at a time.
+
+    A pair of expressions is compared once, also one that takes too long; the verdict on a pair never depends on
+    what was compared before.
 
     Attributes:
-        failures: how many answers failed, by kind: "timeout", "crash", "error", "gold".
+        failures: how many comparisons failed, by kind: "timeout", "starved", "crash", "error", "gold".
     """
 
     def __init__(self, worker: Path = WORKER) -> None:
@@ -94,8 +112,6 @@ class MathGrader:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        # Answers that hung or crashed once; a majority vote compares each with many others.
-        self._hopeless: set[str] = set()
         # The same wrong answer comes up again among the repeats of a prompt, also the one that hangs.
         self._verdict = lru_cache(maxsize=8192)(self._compare)
         atexit.register(self.close)
@@ -113,14 +129,20 @@ class MathGrader:
         answer, gold = tidy(answer), tidy(gold)
         if not answer:
             return False
-        if literally_equal(answer, gold):
-            return True
-        if (same := integers_equal(answer, gold)) is not None:
-            return same
-        if bases_differ(answer, gold) or not self._hopeless.isdisjoint((answer, gold)):
+        if (verdict := settled(answer, gold)) is not None:
+            return verdict
+        return any(all(self._pair_equal(pair, time_limit) for pair in way) for way in readings(answer, gold))
+
+    def _pair_equal(self, pair: Pair, time_limit: float) -> bool:
+        if not all(pair):
             return False
+        if (verdict := settled(*pair)) is not None:
+            return verdict
         with self._lock:
-            return self._verdict(answer, gold, time_limit)
+            try:
+                return self._verdict(*pair, time_limit)
+            except _NotKept:
+                return False
 
     def close(self) -> None:
         """End the worker; the next answer starts another."""
@@ -140,27 +162,23 @@ class MathGrader:
         request = {"answer": answer, "gold": gold, "limit": time_limit}
         # A second try with a new worker, in case something else ended the first between two answers.
         for _ in range(2):
-            reply, timed_out = self._ask(request, time_limit)
+            process = self._running()
+            reply, given_up = _exchange(process, json.dumps(request).encode() + b"\n", PATIENCE * time_limit)
+            if reply is None or given_up:
+                self.close()
             if reply is not None and "correct" in reply:
                 return bool(reply["correct"])
             if reply is not None:
                 self._note("error", answer)
                 return False
-            if timed_out:
-                self._hopeless.add(answer)
+            if process.returncode == -CPU_LIMIT_SIGNAL:
                 self._note("timeout", answer)
                 return False
-        self._hopeless.add(answer)
+            if given_up:
+                self._note("starved", answer)
+                raise _NotKept
         self._note("crash", answer)
-        return False
-
-    def _ask(self, request: dict[str, Any], time_limit: float) -> tuple[dict[str, Any] | None, bool]:
-        """Send one request; its reply, or None if the worker ended, and whether the time limit ended it."""
-        process = self._running()
-        reply, timed_out = _exchange(process, json.dumps(request).encode() + b"\n", time_limit)
-        if reply is None or timed_out:
-            self.close()
-        return reply, timed_out
+        raise _NotKept
 
     def _running(self) -> subprocess.Popen[bytes]:
         if os.getpid() != self._owner:  # after a fork the worker and its pipes are the parent's

@@ -87,18 +87,24 @@ def main() -> None:
 
     for line in sys.stdin.buffer:
         job = json.loads(line)
-        arm_alarm(job["limit"] + 1)
+        arm_alarms(job["limit"], 4 * job["limit"] + 1)
         try:
             message: dict[str, Any] = {"correct": compare(job["answer"], job["gold"])}
         except Exception as error:  # sympy raises everything, RecursionError and MemoryError included
             message = {"error": type(error).__name__}
-        arm_alarm(0)
+        arm_alarms(0, 0)
         reply(message)
 
 
-def arm_alarm(seconds: float) -> None:
-    """Have the kernel end this process after `seconds` (0: never): inside C code, or with the parent gone."""
+def arm_alarms(cpu_seconds: float, seconds: float) -> None:
+    """Have the kernel end this process after so much CPU time, or wall-clock time: inside C code, or with the parent gone.
+
+    Args:
+        cpu_seconds: ended by SIGPROF, which tells the parent that the comparison itself took too long; 0: never.
+        seconds: ended by SIGALRM; 0: never.
+    """
     if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from math_verdicts import VERDICTS
 
-from lm_power.grading.math_answers import bases_differ, extract_answer, integers_equal, literally_equal, tidy
+from lm_power.grading.math_answers import extract_answer
+from lm_power.grading.math_spelling import tidy
 from lm_power.grading.math_grader import MathGrader, grade_math
 from lm_power.grading.math_worker import float_digits, make_compare
 
