@@ -3,7 +3,10 @@ r"""Final answers in texts: the last `\boxed{...}`, or what the text announces. 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 
+from lm_power.grading.math_readings import NAME
 from lm_power.grading.math_spelling import without_outer_braces
 
 SEARCHED_CHARS = 200_000
@@ -14,19 +17,45 @@ LONGEST_ANSWER = 1_000
 
 _BOX_TOKENS = re.compile(r"\\{1,3}(?:boxed|fbox)(?![A-Za-z])\s*|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"-?\d[\d.,]*(?:/\d+)?|-?\\[A-Za-z]+[^$\s]*")
-_BETWEEN_BOXES = re.compile(r"(?:[\s$,;]|\\[\[\]()]|\\quad|\\qquad|\\text\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b)*")
-_ANNOUNCED = re.compile(r"\banswer\**\s*(?:is\s*:?|:)[ \t]*(?P<answer>[^\n]+)", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;&()]|\\[\[\](),;: ]|\\q?quad(?![A-Za-z])|\\(?:lor|vee|land|wedge)(?![A-Za-z])|"
+    r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or|also|as well as|possibly|perhaps|maybe|alternatively|either|else)\b|"
+    rf"(?:{NAME})(?:&?=|\bis\b))*",
+    re.IGNORECASE,
+)
+_ANNOUNCEMENT = re.compile(
+    r"\banswers?\b(?:\s+(?:to|of|for|in)\b[^.:\n]{1,80}?)?[*_}\s]*?"
+    r"(?:\b(?:is|are|(?:should|must|would|will) be|equals)\b"
+    r"(?:[\s,]*\b(?:then|therefore|thus|hence|simply|just|also|indeed|clearly|now|given by|equal to)\b,?)*[*_\s]*?:?|:|=)[*_}]*"
+    r"|^[ \t#>*_]{0,12}(?:the[ \t]+)?(?:final[ \t]+)?answer[*_ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_MARKUP = re.compile(r"(?<!\\)\\[()\[\]]|(?<!\\)\$|\*\*|`|^[#>}]+|^\*|\*$")
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|,?\s+(?:since|because|which)\b")
+_NO_ANSWER = re.compile(
+    r"(?:not |in|un)?(?:correct|right|wrong|reasonable|valid|clear|unique|known|obvious|as follows|below|above)\W*",
+    re.IGNORECASE,
+)
+_NEXT_PROBLEM = re.compile(
+    r"Can you solve the following math problem\?|Answer the following multiple choice question\.|"
+    r"<\|(?:im_start|endoftext|user|eot_id|start_header_id|end)\|>|\[INST\]|"
+    r"^[ \t#>*_]{0,12}(?:(?:(?:new|next|another|math)\s+)?(?:problem|question|exercise|task)(?:\s+(?:no\.?\s*)?\d+\b|[*_]*\s*[:.])|"
+    r"q(?:\s*\d+)?\s*[:.]|(?:human|user|instruction)[*_]*\s*:)",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 def extract_answer(text: object) -> str | None:
     r"""The final answer that `text` states, as LaTeX without its box, or None.
 
     The last complete `\boxed{...}` (or `\fbox{...}`) that is not empty: the prompt's own `\boxed{{}}`,
-    repeated by a base model, is no answer. Boxes joined by nothing but commas, "and" or "or" are one answer
-    of several parts, so that naming two values when one is right is wrong. Without any box: what follows
+    repeated by a base model, is no answer. Boxes joined by nothing but commas, "and", "or" and names (`x =`) are one
+    answer of several parts, so that naming two values when one is right is wrong. Without any box: what follows
     the last "answer is" or "answer:" up to the end of its sentence (a departure from the paper, which
     counts boxes only). A text that opens a box and never closes one has no answer.
+
+    A base model does not stop at its answer and may pose itself another problem; so the text ends, for all this, where
+    another problem begins after an answer (`before_next_problem`).
 
     >>> extract_answer(r"so $x = \boxed{\frac{1}{2}}$.")
     '\\frac{1}{2}'
@@ -37,7 +66,7 @@ def extract_answer(text: object) -> str | None:
     """
     if not isinstance(text, str):
         return None
-    text = text[-SEARCHED_CHARS:]
+    text = before_next_problem(text[-SEARCHED_CHARS:])
     boxes, box_opened = _boxes(text)
     if boxes:
         answer: str | None = _last_group(text, boxes)
@@ -54,8 +83,29 @@ def last_box(text: object) -> str | None:
     >>> last_box(r"\boxed{A} or \boxed{B}, so \boxed{{C}}"), last_box("The answer is D.")
     ('C', None)
     """
-    boxes, _ = _boxes(text[-SEARCHED_CHARS:]) if isinstance(text, str) else ([], False)
+    boxes, _ = _boxes(before_next_problem(text[-SEARCHED_CHARS:])) if isinstance(text, str) else ([], False)
     return boxes[-1][2] if boxes and len(boxes[-1][2]) <= LONGEST_ANSWER else None
+
+
+def before_next_problem(text: str) -> str:
+    r"""`text` up to where another problem begins, if an answer stands before that; else all of it.
+
+    Another problem begins with the prompt of one of our tasks, with a chat's next turn, or with a line that begins
+    with "Problem:", "Question 2" and the like. One that begins without any such sign is not recognised.
+
+    >>> before_next_problem("So \\boxed{4}.\n\nQuestion: What is 3+4? \\boxed{7}")
+    'So \\boxed{4}.\n\n'
+    >>> before_next_problem("Question: What is 3+4? \\boxed{7}") == "Question: What is 3+4? \\boxed{7}"
+    True
+    """
+    if not _NEXT_PROBLEM.search(text):
+        return text
+    boxes, _ = _boxes(text)
+    answered = [boxes[0][1]] if boxes else []
+    announcement = next(_usable_announcements(text), None)
+    answered += [announcement] if announcement is not None else []
+    following = _NEXT_PROBLEM.search(text, min(answered)) if answered else None
+    return text[: following.start()] if following else text
 
 
 def _boxes(text: str) -> tuple[list[tuple[int, int, str]], bool]:
@@ -94,10 +144,36 @@ def _last_group(text: str, boxes: list[tuple[int, int, str]]) -> str:
     return ", ".join(dict.fromkeys(reversed(group)))
 
 
+def _usable_announcements(text: str) -> Iterator[int]:
+    """Where an answer ends that "answer is" or the like announces, for each in turn."""
+    for match in _ANNOUNCEMENT.finditer(text):
+        if _announced_at(text, match.end()):
+            yield match.end()
+
+
 def _announced(text: str) -> str | None:
-    """What follows the last "answer is" or "answer:" on its line, to the end of the sentence."""
-    lines = _ANNOUNCED.findall(text)
-    if not lines:
-        return None
-    answer = _SENTENCE_END.split(lines[-1], maxsplit=1)[0]
-    return re.sub(r"\\[()\[\]]|\$|\*\*", "", answer).strip() or None
+    """What the last line that announces an answer announces, or None."""
+    lines: dict[int, int] = {}  # the first announcement of each line; later ones are within its answer, or comments
+    for match in _ANNOUNCEMENT.finditer(text):
+        lines.setdefault(text.rfind("\n", 0, match.end()), match.end())
+    return next((answer for end in reversed(lines.values()) if (answer := _announced_at(text, end))), None)
+
+
+def _announced_at(text: str, start: int) -> str | None:
+    """The answer that stands at `start`, or on the next line with text: the rest of its sentence.
+
+    "Final Answer: The final answer is 4" announces twice; the inner answer counts.
+    """
+    for line in islice(_LINE.finditer(text, start), 4):
+        content = _MARKUP.sub("", line.group().strip()).strip()
+        if not content:
+            continue
+        content = _SENTENCE_END.split(content, maxsplit=1)[0].strip()
+        while inner := _ANNOUNCEMENT.search(content):
+            content = content[inner.end() :].strip()
+        if content:
+            return None if _NO_ANSWER.fullmatch(content) else content
+    return None
+
+
+_LINE = re.compile(r"[^\n]+")

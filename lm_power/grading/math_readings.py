@@ -92,10 +92,13 @@ _FIGURE = (
 _WORDS = rf"(?:\\text\s*\{{[^{{}}]*\}}(?:\s*{_INDEX})?(?:\s*[A-Z]+)?|[A-Z][a-z]{{2,}}|(?:{_WORD_NAMES})(?![A-Za-z]))"
 _SINGLE = rf"(?:{_FUNCTION}|{_NAMED_FUNCTION}|{_FIGURE}|{_WORDS}|{_SYMBOL})"
 _MATRIX = rf"\\begin\s*\{{(?:\w?matrix|array)\}}(?:\s*\{{[lcr]+\}})?\s*{_SYMBOL}(?:\s*(?:&|\\\\)\s*{_SYMBOL})+\s*\\end\s*\{{(?:\w?matrix|array)\}}"
-_NAME = re.compile(
+NAME = (
     rf"\s*(?:{_SINGLE}|(?:\(|\\\{{)\s*{_SINGLE}(?:\s*,\s*{_SINGLE})+\s*(?:\)|\\\}})|{_SINGLE}(?:\s*[:,]\s*{_SINGLE})+|"
     rf"\(\s*{_MATRIX}\s*\)|{_MATRIX})\s*:?\s*"
 )
+"""What may stand before "=" for the rest to be an answer: x, x_1, f(x), AB, (x,y), area, …"""
+
+_NAME = re.compile(NAME)
 _EQUALS = re.compile(r"(?<![<>!\\:])&?=(?!=)|:=")
 _ARROW = re.compile(r"\\(?:Rightarrow|implies|Longrightarrow|iff|Leftrightarrow|therefore)(?![A-Za-z])")
 
