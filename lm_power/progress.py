@@ -32,8 +32,9 @@ class Progress:
     def settled(self, info: Info, tokens: int) -> None:
         """A segment of `tokens` tokens has been decoded and settled."""
         self.tokens += tokens
-        self.proposals += info.proposed
-        self.accepted += info.proposed and info.accepted
+        if info.step is not None:
+            self.proposals += 1
+            self.accepted += info.step.accepted
 
     def finished(self) -> None:
         """A completion is finished."""

@@ -135,8 +135,8 @@ def test_lengths_are_forced_in_all_contenders(sampler: PowerSampler, prompts: li
         assert [len(completion.token_ids) for completion in match.drawn[name]] == wanted
         assert {completion.finish_reason for completion in match.drawn[name]} == {"eos"}
     config = SamplerConfig(**match.options, coupled_resume=False, early_rejection=False)
-    chain = forced.ForcedChain(contest.make_chain(config), match.lengths)
-    side_by_side = contenders.Lockstep(sampler.backend.model, chain, config.tau, ()).sample(prompts[:4])
+    chain = forced.ForcedChain(contest.make_algorithm(config), match.lengths)
+    side_by_side = contenders.Lockstep(sampler.backend.model, chain, 1 / config.beta, ()).sample(prompts[:4])
     assert [len(tokens) for tokens in side_by_side] == wanted[:4]
     alone = contenders.ReleasedChain(sampler.backend.model, config, ())
     assert alone.sample(torch.tensor([prompts[0]]), wanted[0]).shape == (1, wanted[0])

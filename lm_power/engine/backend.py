@@ -48,12 +48,15 @@ class HFBackend:
     Attributes:
         reads_spans: the attention reads each row's visible positions only, however many it is shown.
         replays: decode steps are recorded and replayed.
+        reaches_every_token: no proposal is confined to a part of the vocabulary.
 
     Raises:
         UnsupportedModelError: encoder-decoder; recurrent, convolutional or otherwise unknown cache;
             attention implementation without explicit masks; or the comparison failed.
         ImportError: the attention needs Triton, and it is not installed.
     """
+
+    reaches_every_token = True
 
     def __init__(
         self, model: PreTrainedModel, verify: bool = True, cuda_graphs: bool = True, torch_compile: bool = False

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from methods import suited
 from models import EOS, VOCABULARY, WINDOW, make_model
 
 import lm_power.sampler
@@ -407,7 +408,7 @@ def test_a_run_leaves_no_cache_behind(backend, monkeypatch):
 def test_a_finished_row_is_refilled_at_once(backend, recorded, method):
     """Guards: batches in lockstep, where rows idle until the slowest is done."""
     sampler = PowerSampler(backend.model, None, max_rows=3, eos_token_ids=range(20))
-    sampler.generate(PROMPTS, n=4, **OPTIONS, method=method)
+    sampler.generate(PROMPTS, n=4, **suited(method, OPTIONS))
     (engine,) = recorded
     assert len(engine.busy) > 10
     assert all(busy == 3 or loads == 16 for busy, loads in engine.busy)
@@ -424,7 +425,7 @@ def test_completions_do_not_depend_on_rows_or_order(method):
     drawn = []
     for rows, prompts in [(1, PROMPTS), (7, PROMPTS), (64, PROMPTS), (3, PROMPTS[::-1])]:
         sampler.max_rows = rows
-        out = sampler.generate(prompts, n=3, **OPTIONS, method=method, seed=3)
+        out = sampler.generate(prompts, n=3, **suited(method, OPTIONS), seed=3)
         drawn.append(out if prompts is PROMPTS else out[::-1])
     flat = [[c for cs in out for c in cs] for out in drawn]
     for other in flat[1:]:

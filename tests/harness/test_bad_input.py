@@ -53,7 +53,11 @@ WRONG_OPTIONS = [
     ("mcmc_steps", -3, ("mcmc_steps=-3", ">= 1")),
     ("seed", -1, ("seed=-1", ">= 0")),
     ("method", "powr", ("method='powr'", "did you mean power", "standard")),
-    ("method", "beam", ("method='beam'", "available: power, power_inf, temperature, standard")),
+    (
+        "method",
+        "beam",
+        ("method='beam'", "available: power, power_inf, smc, tempering, rejection, sps"),
+    ),
     ("proposal_temperature", 0.2, ("proposal_temperature=0.2", "[1/alpha, 1]", "[0.25, 1]")),
     ("proposal_temperature", 1.5, ("proposal_temperature=1.5", "[0.25, 1]")),
     ("proposal_temperature", 0, ("proposal_temperature=0", "nearly greedy")),
