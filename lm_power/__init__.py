@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lm_power.config import SamplerConfig
     from lm_power.sampler import PowerSampler
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Completion", "PowerSampler", "SamplerConfig", "__version__"]
 
 _HOME = {
