@@ -21,8 +21,7 @@ from lm_power.engine.attention import prefer_spans
 from lm_power.fingerprint import fingerprint
 from lm_power.harness.options import Plan, decoding_overruled, plan_generation, split_model_args, store_folder
 from lm_power.progress import progress_bar
-from lm_power.sampler import PowerSampler
-from lm_power.scheduler import Job
+from lm_power.sampler import Job, PowerSampler
 from lm_power.store import CompletionStore, Provenance
 
 logger = logging.getLogger("lm_eval.power_hf")  # lm-eval shows INFO of its own loggers only
