@@ -104,7 +104,7 @@ def with_texts(run: Run, texts: list[str]) -> Run:
 
 
 def fill_store(folder, repeats, seed=0, **options):
-    """A store with `repeats[prompt]` completions a prompt."""
+    """A store with `repeats[prompt]` completions per prompt."""
     source = Provenance("pocket/model+RandW@0123", SamplerConfig(seed=seed, **options), (), (0,))
     with CompletionStore(folder, source.model) as store:
         for prompt, n in repeats.items():

@@ -34,7 +34,7 @@ def log_probs(model: torch.nn.Module, prompt: list[int], tokens: tuple[int, ...]
 
 
 def test_completions_come_by_prompt_and_repeat_with_all_their_fields(sampler):
-    """Guards: DESIGN section 3, the contract with users; out[i][j] mixed up by rows finishing out of order."""
+    """Guards: the contract with users (lm_power/README.md); out[i][j] mixed up by rows finishing out of order."""
     prompts = ["w5 w6 w7", "w9", [12, 13, 14, 15]]
     out = sampler.generate(prompts, n=4, **OPTIONS)
     assert [len(completions) for completions in out] == [4, 4, 4]

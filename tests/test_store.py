@@ -56,7 +56,7 @@ def test_round_trip(tmp_path):
 
 
 def test_a_line_has_the_fields_of_the_contract(tmp_path):
-    """Guards DESIGN.md section 3: others read these names."""
+    """Others read these names: a contract with users (lm_power/README.md)."""
     fill(tmp_path, 0)
     (line,) = lines(tmp_path)
     record = json.loads(line)

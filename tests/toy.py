@@ -1,6 +1,6 @@
 """Distributions over completions that are small enough to enumerate, and the exact laws that follow.
 
-A `Toy` is a next-token law with the end rules of SPEC section 1. Nothing here uses `lm_power.target` or the
+A `Toy` is a next-token law with the end rules of lm_power/README.md. Nothing here uses `lm_power.target` or the
 engine: log q, draws and end rules are written a second time, in NumPy, so that tests compare two computations.
 The laws themselves come from `lm_power.theory`, which no sampler uses and which knows log p of completions alone.
 """

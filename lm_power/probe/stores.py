@@ -61,7 +61,7 @@ class StoredDraws:
 
     @property
     def n(self) -> str:
-        """Completions a prompt: "8", or "3 to 8" where prompts differ."""
+        """Completions per prompt: "8", or "3 to 8" where prompts differ."""
         counts = sorted({len(draws.log_prob) for draws in self.draws.values()})
         return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
@@ -89,7 +89,9 @@ def read_draws(folder: Path) -> list[StoredDraws]:
             f"{folder}: holds no completions (lines of *.jsonl); name the folder given to the run as completions="
         )
     if len({fingerprint_of(model) for model in models}) > 1:
-        raise UserError(f"{folder}: holds completions of several models ({', '.join(sorted(models))}); one a folder")
+        raise UserError(
+            f"{folder}: holds completions of several models ({', '.join(sorted(models))}); keep one in each folder"
+        )
     return [_sample(folder, min(models), records) for records in lines.values()]
 
 
@@ -113,8 +115,8 @@ def pair(base: StoredDraws, other: StoredDraws, common: bool) -> tuple[list[Draw
     """The completions of both by prompt, in the same order.
 
     Args:
-        base: two completions a prompt or more.
-        other: one a prompt or more.
+        base: two completions per prompt or more.
+        other: one per prompt or more.
         common: leave out prompts that only one of them has, in place of refusing.
 
     Raises:
@@ -123,8 +125,8 @@ def pair(base: StoredDraws, other: StoredDraws, common: bool) -> tuple[list[Draw
     both = f"{base.folder} and {other.folder}"
     if fingerprint_of(base.model) != fingerprint_of(other.model):
         raise UserError(
-            f"{both}: completions of different models ({base.model}, {other.model}); a gain is that of a way of "
-            "sampling, with one model"
+            f"{both}: completions of different models ({base.model}, {other.model}); a gain compares two ways of "
+            "sampling from one model"
         )
     for name in _ENDS:
         if base.options[name] != other.options[name]:
