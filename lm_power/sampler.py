@@ -231,6 +231,7 @@ class PowerSampler:
         if rows is None:
             rows = self.rows_for(len(jobs), positions, config)
         with progress_bar(len(jobs), progress) as counters:
+            counters.follow(self.counters)
             scheduler = Scheduler(make_chain(config), jobs, config.seed, config.prefetch, counters)
 
             def attempt(rows_left: int) -> Iterator[Run]:

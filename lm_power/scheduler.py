@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from lm_power.chains import Chain, Info, State, Stream
 from lm_power.decoding import Decoder
-from lm_power.progress import Progress
+from lm_power.progress import Progress, UnderWay
 from lm_power.run import Flight, Run
 
 
@@ -80,12 +80,12 @@ class Scheduler:
                 if self._advance(run):
                     del self._running[run.index]
                     self._idle.append(run.home)
-                    self.progress.finished()
+                    self.progress.finished(run.decoded)
                     yield run
             if self.prefetch and touched and not self._waiting:
                 # Where no row is idle, a chain may still have one of its own free: its home.
                 self._work_ahead(self._running.values() if self._idle else touched)
-            self.progress.show(running=len(self._running))
+            self.progress.show(len(self._running), self._under_way)
 
     def _start(self, run: Run, row: int) -> Run:
         """Put a run on a row, with what it has settled on an earlier engine."""
@@ -93,6 +93,7 @@ class Scheduler:
         if run.started is None:
             run.started = time.perf_counter()
         self._running[run.index] = run
+        self.progress.reading(len(run.prompt_ids) + len(run.state))
         self.engine.load(row, run.prompt_ids, run.state.tokens.tolist())
         return run
 
@@ -104,6 +105,15 @@ class Scheduler:
             run.flight_on(row).segment = segment
             touched[run.index] = run
         return list(touched.values())
+
+    def _under_way(self) -> list[UnderWay]:
+        """What each run has cost, and may still cost: with what its first move in flight has drawn so far."""
+        ways = []
+        for run in self._running.values():
+            row = run.flights[0].row if run.flights else None
+            drawn = 0 if row is None else self.engine.drawn(row)
+            ways.append(UnderWay(run.decoded + drawn, max(0.0, self.chain.work_left(run.state) - drawn)))
+        return ways
 
     def _leave_engine(self) -> None:
         """Give up what is in flight; the chains under way wait for a row again, the longest first."""

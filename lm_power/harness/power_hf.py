@@ -223,7 +223,9 @@ class PowerHF(HFLM):
         longest = max(len(job.prompt_ids) for job in askers) + plan.config.max_new_tokens
         most = self._most_rows if self.batch_size == "auto" else None
         rows = self.sampler.rows_for(min(len(askers), most or len(askers)), longest, plan.config)
-        with progress_bar(len(askers), show, done=len(askers) - len(missing)) as progress:
+        # The ranks do not speak to one another until all have finished: rank 0 shows its own share, and says so.
+        title = "Sampling" if self.world_size == 1 else f"Sampling, process 1 of {self.world_size}"
+        with progress_bar(len(askers), show, done=len(askers) - len(missing), title=title) as progress:
             for index, completion in self.sampler.sample(missing, plan.config, plan.stop, rows=rows, progress=progress):
                 job = missing[index]
                 if store is not None:
