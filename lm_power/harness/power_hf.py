@@ -52,7 +52,7 @@ class PowerHF(HFLM):
         pretrained: Any,
         completions: str | None = None,
         randomize_weights: bool = False,
-        cuda_graphs: bool = True,
+        cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         **arguments: Any,
     ) -> None:
@@ -60,7 +60,7 @@ class PowerHF(HFLM):
         self.sampler_config = SamplerConfig().replace(**ours)
         switches = {"randomize_weights": randomize_weights, "cuda_graphs": cuda_graphs, "torch_compile": torch_compile}
         for name, switch in switches.items():
-            if not isinstance(switch, bool):
+            if not isinstance(switch, bool) and not (name == "cuda_graphs" and switch is None):
                 raise OptionError(f"{name}={switch!r}: must be true or false")
         if randomize_weights and theirs.get("peft"):
             raise OptionError("randomize_weights=True with peft: an adapter on random weights is no control; drop one")
