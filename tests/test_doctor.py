@@ -170,7 +170,7 @@ def test_a_kernel_that_computes_something_else_is_found(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     pretended = type("Device", (), {"type": "cuda"})()
     monkeypatch.setattr(checks, "check_kernel", lambda devices: None)
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device, dtype=None: self)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *place: self)
     assert checks._kernel(setting(device=pretended)).verdict == "works"
     monkeypatch.setattr(attention, "plain_attention", lambda query, *rest: torch.zeros_like(query.transpose(1, 2)))
     with pytest.raises(ValueError, match="differs from a full forward pass"):

@@ -192,7 +192,7 @@ def _gpu(setting: Setting) -> Finding:
 def _engine(setting: Setting) -> Finding:
     from lm_power.sampler import PowerSampler
 
-    model = tiny_model("sdpa").to(setting.device)
+    model = tiny_model("sdpa", setting.device)
     sampler = PowerSampler(model, None, max_rows=4, cuda_graphs=False)
     options: dict[str, Any] = {"max_new_tokens": 16, "block_size": 8, "mcmc_steps": 2}
     drawn = sampler.generate([[5, 6], [7, 8, 9]], n=2, **options)
@@ -209,14 +209,14 @@ def _kernel(setting: Setting) -> Finding:
         return Finding("kernel", "absent", "needs compute capability 8.0 (Ampere) or higher; sdpa decodes here")
     check_kernel([setting.device])
     for dtype in (torch.float32, torch.bfloat16):  # the backend compares with full passes, which are sdpa's
-        HFBackend(tiny_model("lm_power").to(setting.device, dtype), cuda_graphs=False)
+        HFBackend(tiny_model("lm_power", setting.device, dtype), cuda_graphs=False)
     return Finding("kernel", "works", "agrees with sdpa in float32 and bfloat16")
 
 
 def _graphs(setting: Setting) -> Finding:
     if setting.device.type != "cuda":
         return Finding("graphs", "absent", "are for NVIDIA GPUs; a CPU runs plain steps")
-    backend = HFBackend(tiny_model("sdpa").to(setting.device))
+    backend = HFBackend(tiny_model("sdpa", setting.device))
     backend.compiles_draw = False  # which is tried by itself
     try_recorded_steps(backend)
     return Finding("graphs", "works", "recorded steps agree with plain ones")
@@ -346,16 +346,17 @@ TRIALS: dict[str, Callable[[Setting], Finding]] = {
 """Part → its trial."""
 
 
-def tiny_model(attention: str) -> PreTrainedModel:
-    """A two-layer Qwen2 with random weights, the same every time; float32, on the CPU."""
+def tiny_model(attention: str, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A two-layer Qwen2 with random weights, the same every time."""
     config = Qwen2Config(
         vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2, bos_token_id=1, eos_token_id=0,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    return model.eval()
+        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    made: PreTrainedModel = model.to(device, dtype).eval()
+    return made
 
 
 def _seconds(dtype: torch.dtype, device: torch.device) -> float:

@@ -150,8 +150,8 @@ def try_draw(device: torch.device, vocabulary: int, rows: int = 2) -> None:
     excluded = torch.full((rows,), -1, device=device)
     excluded[0] = int(logits[0].argmax())
     compiled = torch.compile(draw_next, fullgraph=True)
-    results = [_numbers(draw(logits, beta, uniforms, excluded)) for draw in (compiled, draw_next_at_once)]
-    _compare("the compiled draw and the plain one", *results, 1e-3)
+    left, right = (_numbers(draw(logits, beta, uniforms, excluded)) for draw in (compiled, draw_next_at_once))
+    _compare("the compiled draw and the plain one", left, right, 1e-3)
 
 
 def _numbers(drawn: Drawn) -> np.ndarray:

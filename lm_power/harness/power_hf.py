@@ -60,7 +60,7 @@ class PowerHF(HFLM):
         self.sampler_config = SamplerConfig().replace(**ours)
         switches = {"randomize_weights": randomize_weights, "cuda_graphs": cuda_graphs, "torch_compile": torch_compile}
         for name, switch in switches.items():
-            if not isinstance(switch, bool) and not (name == "cuda_graphs" and switch is None):
+            if not (isinstance(switch, bool) or (name == "cuda_graphs" and switch is None)):
                 raise OptionError(f"{name}={switch!r}: must be true or false")
         if randomize_weights and theirs.get("peft"):
             raise OptionError("randomize_weights=True with peft: an adapter on random weights is no control; drop one")
@@ -72,7 +72,7 @@ class PowerHF(HFLM):
         self._join_processes()
         if randomize_weights:
             randomize(self.model, self.sampler_config.seed)
-        self._randomized, self._cuda_graphs, self._torch_compile = switches.values()
+        self._randomized, self._cuda_graphs, self._torch_compile = randomize_weights, cuda_graphs, torch_compile
 
     @functools.cached_property
     def sampler(self) -> PowerSampler:
