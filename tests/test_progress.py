@@ -13,7 +13,7 @@ from test_scheduler import LONGEST, FakeChain, FakeEngine, final_length
 import lm_power.progress
 import lm_power.sampler
 from lm_power import PowerSampler
-from lm_power.chains import Ancestral, Info, Stream
+from lm_power.chains import Info, Stream
 from lm_power.config import SamplerConfig
 from lm_power.progress import LIVE_EVERY, Progress, UnderWay, longest_left, progress_bar
 from lm_power.scheduler import Job, Scheduler
@@ -72,7 +72,7 @@ class FakeAncestral(FakeChain):
         return dataclasses.replace(super()._scheduled(state, step), done=True)
 
     def work_left(self, state):
-        return Ancestral(self.beta, self.max_new_tokens).work_left(state)
+        return float(self.max_new_tokens - len(state))
 
 
 def estimates(chain, jobs: list[Job], rows: int) -> dict[float, float]:
