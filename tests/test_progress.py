@@ -147,7 +147,8 @@ def test_the_time_left_of_a_real_run(monkeypatch, method):
     monkeypatch.setattr(lm_power.progress, "LIVE_EVERY", 0.2)
     sampler = PowerSampler(make_model("qwen2"), None, max_rows=4, eos_token_ids=(EOS,))
     jobs = [Job((5, 7, index)) for index in range(24)]
-    config = SamplerConfig(method=method, alpha=2.0, block_size=24, mcmc_steps=3, max_new_tokens=72)
+    options = {"alpha": 2.0, "block_size": 24, "mcmc_steps": 3} if method == "power" else {}
+    config = SamplerConfig(method=method, max_new_tokens=72, **options)
     progress = Progress(len(jobs), bar=Screen(clock), every=0.2, clock=clock)
     began = clock.now
     assert len(list(sampler.sample(jobs, config, progress=progress))) == progress.done == 24
