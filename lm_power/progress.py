@@ -173,10 +173,11 @@ class Progress:
             since, decoded, read = self._rates[0]
             seconds = max(now - since, 1e-9)
             reads = (self._rates[-1][2] - read) / seconds
-            parts = [f"{self._running} running", f"{(self._rates[-1][1] - decoded) / seconds:.0f} tok/s"]
+            draws = (self._rates[-1][1] - decoded) / seconds
+            parts = [f"{self._running} running", f"{draws:.0f} tok/s"]
             if self._reading:
                 parts.append(f"reading a prompt of {self._reading} tokens")
-            elif reads:
+            elif reads > draws / 10:  # less does not hold a run up
                 parts.append(f"reading prompts, {reads:.0f} tok/s")
             if self.proposals:
                 parts.append(f"accepted {self.accepted / self.proposals:.0%}")
