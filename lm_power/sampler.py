@@ -10,8 +10,9 @@ from lm_power.chains import Algorithm, Path, make_algorithm
 from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.decoding import FinishedBy
-from lm_power.engine import Counters, Engine, HFBackend, StopStrings
+from lm_power.engine import Counters, Engine, StopStrings
 from lm_power.engine.attention import prefer_spans
+from lm_power.engine.fallback import tried_backend
 from lm_power.engine.halving import halving
 from lm_power.engine.memory import rows_that_fit
 from lm_power.jobs import ActiveJob, Job
@@ -31,7 +32,8 @@ class PowerSampler:
         max_rows: completions decoded side by side, or "auto" for as many as fit.
         eos_token_ids: tokens that end a completion; default: those of the model's generation config (or
             config) and of the tokenizer.
-        cuda_graphs: on a GPU, record a decode step once and replay it; see `lm_power.engine.decode_step`.
+        cuda_graphs: on a GPU, record a decode step once and replay it; see `lm_power.engine.decode_step`. By
+            default, where that works; with True the sampler fails where it does not; with False, never.
         torch_compile: compile the model for decode steps, in a few minutes.
 
     Attributes:
@@ -48,7 +50,7 @@ class PowerSampler:
         tokenizer: PreTrainedTokenizerBase | None,
         max_rows: int | Literal["auto"] = 64,
         eos_token_ids: Sequence[int] | None = None,
-        cuda_graphs: bool = True,
+        cuda_graphs: bool | None = None,
         torch_compile: bool = False,
     ) -> None:
         if max_rows != "auto" and (isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1):
@@ -56,7 +58,7 @@ class PowerSampler:
         model.eval()
         self.tokenizer, self.max_rows = tokenizer, max_rows
         found = find_eos_ids(model, tokenizer) if eos_token_ids is None else eos_token_ids
-        self.backend = HFBackend(model, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
+        self.backend = tried_backend(model, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
         self.counters = Counters()
         self._fitted: int | None = None  # rows · positions that were left when memory last ran out
         self.eos_ids = tuple(sorted(set(found)))
@@ -77,7 +79,7 @@ class PowerSampler:
         dtype: str = "auto",
         max_rows: int | Literal["auto"] = 64,
         peft: str | None = None,
-        cuda_graphs: bool = True,
+        cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         **model_options: Any,
     ) -> PowerSampler:
@@ -240,6 +242,7 @@ class PowerSampler:
         if rows is None:
             rows = self.rows_for(len(jobs), positions, config, algorithm)
         with progress_bar(len(jobs), progress) as counters:
+            counters.follow(self.counters)
             scheduler = Scheduler(algorithm, jobs, config.seed, config.prefetch, counters)
 
             def attempt(rows_left: int) -> Iterator[ActiveJob]:

@@ -11,7 +11,7 @@ from typing import Any
 from lm_power.chains import Algorithm, Info, Stream
 from lm_power.decoding import Decoder
 from lm_power.jobs import ActiveJob, Job, Round
-from lm_power.progress import Progress
+from lm_power.progress import Progress, UnderWay
 
 
 class Scheduler:
@@ -76,12 +76,12 @@ class Scheduler:
                     del self._running[job.index]
                     self._idle.extend(job.rows.values())
                     job.rows.clear()
-                    self.progress.finished()
+                    self.progress.finished(job.decoded // self.algorithm.lanes)
                     yield job
             if self.prefetch and touched and not self._waiting and not self._queue:
                 # Where no row is idle, a job may still have one of its own free: its home.
                 self._work_ahead(self._running.values() if self._idle else touched)
-            self.progress.show(running=len(self._running))
+            self.progress.show(len(self._running), self._under_way)
 
     def _has_room(self) -> bool:
         """Whether a job can start: on as many idle rows as it has lanes, unless it has to take turns anyway."""
@@ -109,6 +109,16 @@ class Scheduler:
             flight.segments[place] = segment
             touched[job.index] = job
         return list(touched.values())
+
+    def _under_way(self) -> list[UnderWay]:
+        """What each job has cost per lane, and may still cost: with what its first round in flight has drawn so far."""
+        ways, lanes = [], self.algorithm.lanes
+        for job in self._running.values():
+            rows = job.rounds[0].rows if job.rounds else []
+            drawn = sum(self.engine.drawn(row) for row in rows if row is not None)
+            left = self.algorithm.work_left(job.state) - drawn / lanes
+            ways.append(UnderWay((job.decoded + drawn) // lanes, max(0.0, left)))
+        return ways
 
     def _leave_engine(self) -> None:
         """Give up what is in flight; the jobs under way wait for rows again, the longest first."""
@@ -190,6 +200,7 @@ class Scheduler:
         if source is not None:
             self.engine.copy(source, row, move.request.keep)
         elif fresh or move.source is not None:
+            self.progress.reading(len(job.prompt_ids))
             self.engine.load(row, job.prompt_ids, self.algorithm.held(flight.state)[move.lane].tolist())
         self._submit(job, flight, place, row)
 

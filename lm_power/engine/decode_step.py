@@ -96,7 +96,8 @@ class DecodeStep:
         self._draw: Callable[..., Drawn] = draw_next
         self._graphs: CudaGraphs | None = None
         if backend.replays:
-            self._draw = torch.compile(draw_next, fullgraph=True)  # anew for a second number of rows; then for any
+            if backend.compiles_draw:
+                self._draw = torch.compile(draw_next, fullgraph=True)  # anew for a second number of rows; then for any
             self._graphs = CudaGraphs(self.device)
 
     def begin(self, row: int, prompt: int, feed: int, request: Request) -> None:

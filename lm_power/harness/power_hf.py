@@ -53,7 +53,7 @@ class PowerHF(HFLM):
         pretrained: Any,
         completions: str | None = None,
         randomize_weights: bool = False,
-        cuda_graphs: bool = True,
+        cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         **arguments: Any,
     ) -> None:
@@ -61,7 +61,7 @@ class PowerHF(HFLM):
         self.sampler_config = SamplerConfig().replace(**ours)
         switches = {"randomize_weights": randomize_weights, "cuda_graphs": cuda_graphs, "torch_compile": torch_compile}
         for name, switch in switches.items():
-            if not isinstance(switch, bool):
+            if not (isinstance(switch, bool) or (name == "cuda_graphs" and switch is None)):
                 raise OptionError(f"{name}={switch!r}: must be true or false")
         if randomize_weights and theirs.get("peft"):
             raise OptionError("randomize_weights=True with peft: an adapter on random weights is no control; drop one")
@@ -73,7 +73,7 @@ class PowerHF(HFLM):
         self._join_processes()
         if randomize_weights:
             randomize(self.model, self.sampler_config.seed)
-        self._randomized, self._cuda_graphs, self._torch_compile = switches.values()
+        self._randomized, self._cuda_graphs, self._torch_compile = randomize_weights, cuda_graphs, torch_compile
 
     @functools.cached_property
     def sampler(self) -> PowerSampler:
@@ -224,7 +224,9 @@ class PowerHF(HFLM):
         longest = max(len(job.prompt_ids) for job in askers) + plan.config.max_new_tokens
         most = self._most_rows if self.batch_size == "auto" else None
         rows = self.sampler.rows_for(min(len(askers), most or len(askers)), longest, plan.config)
-        with progress_bar(len(askers), show, done=len(askers) - len(missing)) as progress:
+        # The ranks do not speak to one another until all have finished: rank 0 shows its own share, and says so.
+        title = "Sampling" if self.world_size == 1 else f"Sampling, process 1 of {self.world_size}"
+        with progress_bar(len(askers), show, done=len(askers) - len(missing), title=title) as progress:
             for index, completion in self.sampler.sample(missing, plan.config, plan.stop, rows=rows, progress=progress):
                 job = missing[index]
                 if store is not None:

@@ -200,7 +200,7 @@ def test_a_step_can_be_recorded_and_replayed(monkeypatch, request, name, attenti
 def test_a_step_that_cannot_be_recorded_tells_the_way_out(graphs_on_the_cpu):
     """Guards: a bare CUDA error; the draw for CPUs looks at values."""
     with pytest.raises(RuntimeError, match=r"not permitted.*cuda_graphs=False"):
-        draw(make_model("qwen2"))
+        PowerSampler(make_model("qwen2"), words(), eos_token_ids=(EOS,), cuda_graphs=True)
 
 
 class _OneDevice(TorchDispatchMode):
