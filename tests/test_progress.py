@@ -15,8 +15,9 @@ import lm_power.sampler
 from lm_power import PowerSampler
 from lm_power.chains import Info, Stream
 from lm_power.config import SamplerConfig
+from lm_power.jobs import Job
 from lm_power.progress import LIVE_EVERY, Progress, UnderWay, longest_left, progress_bar
-from lm_power.scheduler import Job, Scheduler
+from lm_power.scheduler import Scheduler
 
 
 class Clock:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from test_kernel import CASES, Case, each_case
+from test_kernel import CASES, Case
 from toy import agreement, drawn, own_law, power_law, random_toy, total_variation, trace, transition_matrix
 
 from lm_power.chains import BlockwiseMetropolis, Stream
@@ -15,6 +15,12 @@ from lm_power.chains.cuts import EntropyCuts, LastBlockCuts, UniformCuts
 
 CUTS = [EntropyCuts(0.8, 4.0), EntropyCuts(0.5, 1.0), LastBlockCuts(0.7, 1), LastBlockCuts(0.5, 2)]
 each_cut = pytest.mark.parametrize("cuts", CUTS, ids=str)
+QUICK = ("one EOS token", "a length cap that cuts", "proposals from the model's own law")
+each_case = pytest.mark.parametrize(
+    "case",
+    [case if name in QUICK else pytest.param(case, marks=pytest.mark.slow) for name, case in CASES.items()],
+    ids=CASES.keys(),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +92,8 @@ def confined(reach: int = 2) -> Case:
 def test_exploring_steps_restore_what_confined_proposals_cannot_reach() -> None:
     """Guards the two kernels of an engine that returns the likeliest tokens only. Exact, so no false alarms.
 
-    Steps from q alone leave π as it is, but never move to a token out of reach; exploring steps leave π as it is too, and
-    with a share of them the chain tends to π from the confined q.
+    Steps from q alone leave π as it is, but never move to a token out of reach; exploring steps leave π as it is
+    too, and with a share of them the chain tends to π from the confined q.
     """
     case = confined()
     toy = dataclasses.replace(case.toy, reach=2, _tables={})
@@ -106,14 +112,14 @@ def test_exploring_steps_restore_what_confined_proposals_cannot_reach() -> None:
 
 
 def test_a_share_of_the_steps_explores() -> None:
-    """Guards the option: of 4,000 chains with a share of exploring steps all ends follow π; false alarm 1e-5."""
+    """Guards the option: 600 chains with a share of exploring steps follow π; false-alarm probability 1e-5."""
     case = confined()
     toy = dataclasses.replace(case.toy, reach=2, _tables={})
     states = list(toy.completions(case.horizon))
     counts = {True: np.zeros(len(states)), False: np.zeros(len(states))}
     for share in (0.4, 0.0):
         chain = dataclasses.replace(case.chain(steps=25), explore=share)
-        for repeat in range(1500):
+        for repeat in range(600):
             result = drawn(toy, chain, Stream.for_request(1, (2,), repeat))
             counts[share > 0][states.index(tuple(result.path.tokens.tolist()))] += 1
     target = power_law(toy, states, case.alpha)
@@ -165,11 +171,11 @@ def test_the_papers_blocks_miss_the_target_and_final_steps_reach_it() -> None:
     gaps = [total_variation(schedule @ np.linalg.matrix_power(matrix, m), target) for m in (0, 1, 4, 64, 1000)]
     assert gaps == sorted(gaps, reverse=True) and gaps[-1] < 1e-9
 
-    # And the chain's own code makes those steps: 2,000 chains with many of both kinds, false-alarm probability 1e-5.
+    # And the chain's own code makes those steps: 600 chains with each, false-alarm probability 1e-5.
     counts = {m: np.zeros(len(states)) for m in (0, 30)}
     for m, of in counts.items():
         chain = BlockwiseMetropolis(alpha, alpha, block, 12, longest, final_steps=m)
-        for repeat in range(2000):
+        for repeat in range(600):
             path = drawn(toy, chain, Stream.for_request(3, (5,), repeat)).path
             of[states.index(tuple(path.tokens.tolist()))] += 1
     assert agreement(counts[30], target) > 1e-5
