@@ -14,7 +14,6 @@ from lm_power.chains.registry import METHODS
 from lm_power.errors import LMPowerError
 
 _LARGEST = 1e6  # of alpha and 1/temperature: beyond, products with log p lose all accuracy in float32
-EXPLORE = 0.03  # share of steps from p where a decoder's proposals do not reach every token and none is given
 
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """What lm-eval calls the horizon, `max_new_tokens` here."""
@@ -46,7 +45,7 @@ class SamplerConfig:
     method: str = _option("power", f"how completions are drawn: {' | '.join(METHODS)}")
     alpha: float = _option(4.0, "exponent of the target p(x)^alpha; >= 1")
     proposal_temperature: float | None = _option(
-        None, "temperature of the proposal q; default 1/alpha (also for method=temperature), with proposal_peft 1"
+        None, "temperature of the proposal q; default 1/alpha (also for method=temperature)"
     )
     block_size: int = _option(192, "tokens by which the horizon grows from stage to stage; >= 1")
     mcmc_steps: int = _option(10, "Metropolis-Hastings steps per stage, or rounds of tempering; >= 0")
@@ -58,13 +57,6 @@ class SamplerConfig:
         None, "share of the cuts by entropy (default 0.8) or in the last block (0.7), the rest uniform; in (0, 1)"
     )
     cut_power: float = _option(4.0, "power of the rise of entropy in cut=entropy; >= 0")
-    explore: float | None = _option(
-        None,
-        "share of steps that propose from p; for engines that return the likeliest tokens only; default there 0.03",
-    )
-    proposal_peft: str | None = _option(
-        None, "adapter of the same base model that proposes, such as a distilled student; the target stays the base's"
-    )
     particles: int = _option(16, "particles of smc; >= 1")
     ess_threshold: float = _option(0.5, "smc resamples below this share of effective particles; in [0, 1]")
     resample_every: int = _option(32, "tokens between two checks for resampling; >= 1")
@@ -83,15 +75,9 @@ class SamplerConfig:
     coupled_resume: bool = _option(True, "keep each token of the old end with its proposal probability; same law")
     early_rejection: bool = _option(True, "stop decoding a proposal once it cannot be accepted; same completions")
     prefetch: bool = _option(True, "let idle rows decode the next steps' proposals ahead; same completions")
-    batch_shape: str = _option(
-        "shrinking", "shrinking: as many rows as are busy; fixed: all rows to the end, so that no rounding differs"
-    )
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("method", tuple(METHODS)), ("cut", ("uniform", "entropy", "last_block")),
-            ("batch_shape", ("shrinking", "fixed")),
-        ):  # fmt: skip
+        for name, choices in (("method", tuple(METHODS)), ("cut", ("uniform", "entropy", "last_block"))):
             if getattr(self, name) not in choices:
                 raise OptionError(f"{name}={getattr(self, name)!r}: {_choose(name, getattr(self, name), choices)}")
         for name in ("block_size", "max_new_tokens", "particles", "resample_every", "sweeps", "max_tries", "candidates",
@@ -103,12 +89,8 @@ class SamplerConfig:
             _boolean(name, getattr(self, name))
         if self.rollout_length is not None:
             self._set("rollout_length", _integer("rollout_length", self.rollout_length, at_least=1))
-        if self.proposal_peft is not None and not (isinstance(self.proposal_peft, str) and self.proposal_peft):
-            raise OptionError(f"proposal_peft={self.proposal_peft!r}: must name an adapter: a folder or hub id")
         self._set("ess_threshold", _within("ess_threshold", self.ess_threshold, 0, 1))
         self._set("cut_power", _within("cut_power", self.cut_power, 0, 100))
-        if self.explore is not None:
-            self._set("explore", _within("explore", self.explore, 0, 1, to=False))
         self._check_exponents()
         self._check_cut_share()
         self._set("rungs", self._checked_rungs())
@@ -136,8 +118,7 @@ class SamplerConfig:
             )
         # Below 1/alpha the token weight alpha log p - log q can be positive: bounds on a proposal's
         # fate, and the argument that its tails are covered, both need the weight to be <= 0.
-        bounded = self.method in ("power", "rejection") and self.proposal_peft is None
-        if bounded and not (1 / self.alpha) * (1 - 1e-9) <= tau <= 1:
+        if self.method in ("power", "rejection") and not (1 / self.alpha) * (1 - 1e-9) <= tau <= 1:
             raise OptionError(
                 f"proposal_temperature={tau:g}: must be in [1/alpha, 1] = [{1 / self.alpha:g}, 1] for "
                 f"method={self.method}; leave it out for the default 1/alpha"
@@ -199,7 +180,7 @@ class SamplerConfig:
             return 1.0
         if self.proposal_temperature is not None:
             return 1 / self.proposal_temperature
-        return self.alpha if self.proposal_peft is None else 1.0
+        return self.alpha
 
     def ladder(self) -> tuple[float, ...]:
         """The exponents of tempering's rungs, rising to alpha.
@@ -221,41 +202,22 @@ class SamplerConfig:
             options["cut_share"] = None  # the other cut's default
         return dataclasses.replace(self, **options)
 
-    def reaching(self, every_token: bool) -> SamplerConfig:
-        """These options for a decoder whose proposals reach every token, or only the likeliest ones.
-
-        Raises:
-            OptionError: exploring steps are asked for and not needed, or needed and ruled out by the method.
-        """
-        if every_token:
-            if self.explore:
-                raise OptionError(
-                    f"explore={self.explore:g}: is for engines that return the likeliest tokens only; here every "
-                    "proposal reaches every token already: leave it out"
-                )
-            return self
-        if "explore" not in METHODS[self.method].options or self.explore is not None:
-            return self
-        return dataclasses.replace(self, explore=EXPLORE)
-
     def deciding(self) -> dict[str, Any]:
         """The options that decide a completion of this method, for keys and records; `seed` among them.
 
-        Coupled resume is one: it leaves the law as it is, but lets other random numbers decide. Early rejection,
-        prefetch and the batch's shape are none: they change what is decoded when, not what comes of it.
+        Coupled resume is one: it leaves the law as it is, but lets other random numbers decide. Early rejection
+        and prefetch are none: they change what is decoded when, not what comes of it.
         """
         decided: dict[str, Any] = {"method": self.method}
         for name in METHODS[self.method].deciding:
             if name == "proposal_temperature":
-                # That of smc and of a student has a default of its own.
+                # That of smc follows its ramp by default.
                 default = None if self.method == "smc" else 1 / self.beta
                 decided[name] = default if self.proposal_temperature is None else self.proposal_temperature
             elif name == "rungs":
                 decided[name] = list(self.ladder())
             elif name == "rollout_length":
                 decided[name] = self.block_size if self.rollout_length is None else self.rollout_length
-            elif name == "explore":
-                decided[name] = self.explore or 0.0
             else:
                 decided[name] = getattr(self, name)
         return decided | {"max_new_tokens": self.max_new_tokens, "seed": self.seed}
@@ -311,10 +273,10 @@ def _integer(name: str, value: Any, at_least: int) -> int:
     return int(value)
 
 
-def _within(name: str, value: Any, low: float, high: float, to: bool = True) -> float:
+def _within(name: str, value: Any, low: float, high: float) -> float:
     number = _number(name, value)
-    if not (low <= number <= high and (to or number < high)):
-        raise OptionError(f"{name}={number:g}: must be in [{low:g}, {high:g}{']' if to else ')'}")
+    if not low <= number <= high:
+        raise OptionError(f"{name}={number:g}: must be in [{low:g}, {high:g}]")
     return number
 
 

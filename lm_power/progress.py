@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from tqdm import tqdm as plain_tqdm
 from tqdm.auto import tqdm
@@ -261,7 +261,7 @@ def _spread(place: int, size: int) -> int:
     return int((0.5 + place * _GOLDEN) % 1 * size)
 
 
-def _append(samples: deque, sample: tuple, window: float) -> None:
+def _append(samples: deque[Any], sample: tuple[Any, ...], window: float) -> None:
     """Append a sample that begins with its time; drop those that are too old, but for the last of them."""
     samples.append(sample)
     while len(samples) > 2 and samples[1][0] <= sample[0] - window:

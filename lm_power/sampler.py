@@ -186,7 +186,6 @@ class PowerSampler:
         Raises:
             OptionError: as `generate`.
         """
-        config = config.reaching(self.backend.reaches_every_token)
         stops = StopStrings(self.tokenizer, [stop] if isinstance(stop, str) else list(stop), self.backend.vocabulary)
         for job in jobs:
             self.check_prompt(job.prompt_ids, config.max_new_tokens)
@@ -256,6 +255,7 @@ class PowerSampler:
                     self.eos_ids,
                     stops,
                     counters=self.counters,
+                    measures=algorithm.measures,
                 )
                 return scheduler.finished(engine)
 

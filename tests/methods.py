@@ -6,7 +6,7 @@ from typing import Any
 
 from lm_power.chains import METHODS
 
-FOR_ALL = ("max_new_tokens", "seed", "prefetch", "batch_shape")
+FOR_ALL = ("max_new_tokens", "seed", "prefetch")
 
 
 def suited(method: str, options: dict[str, Any]) -> dict[str, Any]:

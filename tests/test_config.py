@@ -24,9 +24,7 @@ WRONG = [
         for value in [-1, 0.5, "0", None, True]
     ),
     *(("ess_threshold", value, "must be in [0, 1]") for value in [-0.1, 1.5]),
-    *(("proposal_peft", value, "must name an adapter") for value in ["", 4]),
     ("cut", "surprisal", "available: uniform, entropy, last_block"),
-    ("batch_shape", "growing", "available: shrinking, fixed"),
     *(("alpha", value, "must be a finite number") for value in [*NOT_NUMBERS, None]),
     *(("alpha", value, "must be >= 1") for value in [0.5, 0, -4, 1 - 1e-9]),
     *(("proposal_temperature", value, "must be a finite number") for value in NOT_NUMBERS),
@@ -141,8 +139,6 @@ CHANGES = {
     "cut": ("uniform", "entropy"),
     "cut_share": (0.5, 0.6),
     "cut_power": (1, 2),
-    "explore": (0.1, 0.2),
-    "proposal_peft": ("student", "other"),
     "particles": (2, 4),
     "ess_threshold": (0.5, 0.6),
     "resample_every": (8, 16),
@@ -159,14 +155,12 @@ CHANGES = {
     "coupled_resume": (True, False),
     "early_rejection": (True, False),
     "prefetch": (True, False),
-    "batch_shape": ("shrinking", "fixed"),
 }
 NEEDED = {"cut_share": {"cut": "entropy"}, "cut_power": {"cut": "entropy"}}
-COST_ONLY = {"early_rejection", "prefetch", "batch_shape"}
-STEPS = {"mcmc_steps", "coupled_resume", "early_rejection", "explore"}
+COST_ONLY = {"early_rejection", "prefetch"}
+STEPS = {"mcmc_steps", "coupled_resume", "early_rejection"}
 OWN = {
-    "power": {"alpha", "proposal_temperature", "block_size", "final_steps", "cut", "cut_share", "cut_power",
-              "proposal_peft", *STEPS},
+    "power": {"alpha", "proposal_temperature", "block_size", "final_steps", "cut", "cut_share", "cut_power", *STEPS},
     "power_inf": {"proposal_temperature", "block_size", "final_steps", *STEPS},
     "smc": {"alpha", "proposal_temperature", "particles", "ess_threshold", "resample_every", "alpha_ramp", "sweeps"},
     "tempering": {"alpha", "rungs", *STEPS},
@@ -187,7 +181,7 @@ def test_deciding_options_and_no_others_are_in_the_key(method: str, name: str) -
     base = SamplerConfig(method=method)
     if "proposal_temperature" in OWN[method] and name != "proposal_temperature":
         base = base.replace(proposal_temperature=0.5)
-    everywhere = {"max_new_tokens", "seed", "prefetch", "batch_shape"}
+    everywhere = {"max_new_tokens", "seed", "prefetch"}
     if name not in OWN[method] | everywhere:
         if name == "alpha" and method in ("power_inf", "temperature"):  # sets the default of another option alone
             assert base.replace(alpha=2).deciding() == base.deciding()
@@ -234,16 +228,6 @@ def test_shares_of_cuts(cut: str, share: float) -> None:
     """Guards against frozen beginnings sold as power sampling: cuts in the last block alone are another law."""
     with pytest.raises(OptionError, match=rf"cut_share={share}: must be in \(0, 1\)"):
         SamplerConfig(cut=cut, cut_share=share)
-
-
-def test_exploring_steps_are_for_confined_proposals() -> None:
-    """Guards a share of exploring steps that does nothing, and its default where it is needed."""
-    with pytest.raises(OptionError, match=r"explore=0\.1: .* leave it out"):
-        SamplerConfig(explore=0.1).reaching(every_token=True)
-    assert SamplerConfig().reaching(every_token=True) == SamplerConfig()
-    assert SamplerConfig().reaching(every_token=False).explore == 0.03
-    assert SamplerConfig(explore=0.0).reaching(every_token=False).explore == 0.0
-    assert SamplerConfig(method="temperature").reaching(every_token=False).explore is None
 
 
 def test_a_default_and_its_explicit_value_share_a_key() -> None:

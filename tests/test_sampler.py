@@ -167,7 +167,6 @@ BAD_OPTIONS = [
     ({"max_new_tokens": 0}, "max_new_tokens=0: must be a whole number >= 1"),
     ({"seed": -1}, "seed=-1"),
     ({"method": "smc", "mcmc_steps": 5}, "mcmc_steps=5: is an option of method=power, power_inf, tempering"),
-    ({"explore": 0.1}, "explore=0.1: is for engines that return the likeliest tokens only"),
     ({"method": "powr"}, "method='powr': did you mean power"),
     ({"method": "beam"}, "method='beam': available: power, "),
     ({"aplha": 2}, "unknown option 'aplha': did you mean alpha"),

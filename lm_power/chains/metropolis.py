@@ -124,11 +124,9 @@ class BlockwiseMetropolis(OneLane):
             config.mcmc_steps,
             config.max_new_tokens,
             coupled_resume=config.coupled_resume,
-            early_rejection=config.early_rejection and config.proposal_peft is None,
+            early_rejection=config.early_rejection,
             final_steps=config.final_steps,
             cuts=_cuts(config),
-            explore=config.explore or 0.0,
-            foreign=config.proposal_peft is not None,
         )
 
     @property

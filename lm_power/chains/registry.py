@@ -47,7 +47,7 @@ class Method:
         return tuple(name for name in self.options if name not in (*COST_ONLY, *self.only_default))
 
 
-_STEPS = ("mcmc_steps", "coupled_resume", "early_rejection", "explore")
+_STEPS = ("mcmc_steps", "coupled_resume", "early_rejection")
 _BLOCKS = ("block_size", "final_steps", *_STEPS)
 
 METHODS: dict[str, Method] = {
@@ -57,7 +57,7 @@ METHODS: dict[str, Method] = {
             "power",
             "Metropolis-Hastings on p(x)^alpha, block by block",
             "p^alpha as steps grow, with one block or with final_steps",
-            ("alpha", "proposal_temperature", *_BLOCKS, "cut", "cut_share", "cut_power", "proposal_peft"),
+            ("alpha", "proposal_temperature", *_BLOCKS, "cut", "cut_share", "cut_power"),
             BlockwiseMetropolis.from_config,
         ),
         Method(

@@ -81,7 +81,6 @@ class Tempering:
             config.max_new_tokens,
             config.coupled_resume,
             config.early_rejection,
-            config.explore or 0.0,
         )
 
     @property

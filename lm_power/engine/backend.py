@@ -48,7 +48,6 @@ class HFBackend:
     Attributes:
         reads_spans: the attention reads each row's visible positions only, however many it is shown.
         replays: decode steps are recorded and replayed.
-        reaches_every_token: no proposal is confined to a part of the vocabulary.
         compiles_draw: where they are, the draw is compiled.
 
     Raises:
@@ -56,8 +55,6 @@ class HFBackend:
             attention implementation without explicit masks; or the comparison failed.
         ImportError: the attention needs Triton, and it is not installed.
     """
-
-    reaches_every_token = True
 
     def __init__(
         self, model: PreTrainedModel, verify: bool = True, cuda_graphs: bool = True, torch_compile: bool = False
