@@ -60,7 +60,9 @@ class ReleasedChain:
         return sequence[:, start:]
 
     def _extend(self, prefix: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        tokens, log_p, log_q = draw(self.model, prefix, torch.ones_like(prefix), length, self.config.tau, self.eos_ids)
+        tokens, log_p, log_q = draw(
+            self.model, prefix, torch.ones_like(prefix), length, 1 / self.config.beta, self.eos_ids
+        )
         end = next((t + 1 for t, token in enumerate(tokens[0].tolist()) if token in self.eos_ids), length)
         self.tokens_decoded += end
         sequence = torch.cat([prefix, tokens[:, :end].to(prefix.device)], dim=1)

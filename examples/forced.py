@@ -91,7 +91,8 @@ class ForcedChain(OneLane):
         request = move.request
         if self.acceptance is not None and isinstance(move, Proposal):
             heads = Stream(b"coin|" + stream.key).at(state.stage, state.step or 0).random() < self.acceptance
-            move = dataclasses.replace(move, log_uniform=-math.inf if heads else math.inf)
+            lost = request is None and not heads  # the coin decides on the completion itself, too
+            move = dataclasses.replace(move, log_uniform=-math.inf if heads else math.inf, hopeless=lost)
             request = request and dataclasses.replace(request, reject_below=None)
         ends_at = None if self.lengths is None else self.lengths.of(stream)
         if request is not None and ends_at is not None and ends_at <= request.horizon:

@@ -202,6 +202,14 @@ class SamplerConfig:
             options["cut_share"] = None  # the other cut's default
         return dataclasses.replace(self, **options)
 
+    def _does_something(self, name: str) -> bool:
+        """Whether an option has an effect beside the others: what has none stays out of keys and labels."""
+        if name in ("cut", "cut_share"):
+            return self.cut != "uniform"
+        if name == "cut_power":
+            return self.cut == "entropy"
+        return name != "final_steps" or self.final_steps > 0
+
     def deciding(self) -> dict[str, Any]:
         """The options that decide a completion of this method, for keys and records; `seed` among them.
 
@@ -218,7 +226,7 @@ class SamplerConfig:
                 decided[name] = list(self.ladder())
             elif name == "rollout_length":
                 decided[name] = self.block_size if self.rollout_length is None else self.rollout_length
-            else:
+            elif self._does_something(name):
                 decided[name] = getattr(self, name)
         return decided | {"max_new_tokens": self.max_new_tokens, "seed": self.seed}
 

@@ -13,7 +13,7 @@ from test_scheduler import LONGEST, FakeChain, FakeEngine, final_length
 import lm_power.progress
 import lm_power.sampler
 from lm_power import PowerSampler
-from lm_power.chains import Info, Stream
+from lm_power.chains import Info, Step, Stream
 from lm_power.config import SamplerConfig
 from lm_power.jobs import Job
 from lm_power.progress import LIVE_EVERY, Progress, UnderWay, longest_left, progress_bar
@@ -205,19 +205,12 @@ def test_tokens_count_when_they_are_drawn_and_prompts_when_they_are_read():
 
 
 def test_acceptance_and_changes():
-    """Guards: an extension counted as a proposal; "changed 0 %" where nobody counts changes."""
-
-    @dataclasses.dataclass(frozen=True)
-    class Told(Info):
-        changed: bool = False
-
+    """Guards: an extension counted as a proposal; a proposal that equals the completion counted as a change."""
     progress = Progress(1)
-    progress.settled(Info(False, True), 7)
-    for accepted in (True, True, True, False):
-        progress.settled(Info(True, accepted), 5)
-    assert progress.tokens == 27 and "accepted 75%, left" in progress.text()
-    progress.settled(Told(True, True, changed=True), 5)
-    assert "accepted 80%, changed 20%" in progress.text()
+    progress.settled(Info(kept=True), 7)
+    for accepted, changed in ((True, True), (True, False), (True, False), (False, False)):
+        progress.settled(Info(accepted, Step(1, 0, 5, accepted, changed)), 5)
+    assert progress.tokens == 27 and "accepted 75%, changed 25%, left" in progress.text()
 
 
 def test_the_bar_moves_while_the_run_is_busy(monkeypatch):

@@ -171,15 +171,13 @@ def test_the_papers_blocks_miss_the_target_and_final_steps_reach_it() -> None:
     gaps = [total_variation(schedule @ np.linalg.matrix_power(matrix, m), target) for m in (0, 1, 4, 64, 1000)]
     assert gaps == sorted(gaps, reverse=True) and gaps[-1] < 1e-9
 
-    # And the chain's own code makes those steps: 600 chains with each, false-alarm probability 1e-5.
-    counts = {m: np.zeros(len(states)) for m in (0, 30)}
-    for m, of in counts.items():
-        chain = BlockwiseMetropolis(alpha, alpha, block, 12, longest, final_steps=m)
-        for repeat in range(600):
-            path = drawn(toy, chain, Stream.for_request(3, (5,), repeat)).path
-            of[states.index(tuple(path.tokens.tolist()))] += 1
-    assert agreement(counts[30], target) > 1e-5
-    assert agreement(counts[0], target) < 1e-9
+    # And the chain's own code makes those steps: 600 chains, false-alarm probability 1e-5.
+    counts = np.zeros(len(states))
+    chain = BlockwiseMetropolis(alpha, alpha, block, 4, longest, final_steps=30)
+    for repeat in range(600):
+        path = drawn(toy, chain, Stream.for_request(3, (5,), repeat)).path
+        counts[states.index(tuple(path.tokens.tolist()))] += 1
+    assert agreement(counts, target) > 1e-5
 
 
 def test_final_steps_are_made_however_a_chain_ended() -> None:

@@ -28,7 +28,7 @@ PROMPT = [5, 9, 33, 2, 17, 60, 8]
 @pytest.fixture(scope="module")
 def backend() -> HFBackend:
     """Sliding and full layers."""
-    return HFBackend(make_model("qwen2-sliding"))
+    return HFBackend(make_model("qwen2-sliding", dtype=torch.float64))
 
 
 def make_engine(
@@ -63,10 +63,14 @@ def same(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
 
 
 def equal(left: Segment, right: Segment) -> bool:
-    """Whether two segments are equal bit for bit."""
-    return left.finished_by is right.finished_by and all(
-        np.array_equal(getattr(left, name), getattr(right, name)) for name in ("tokens", "log_p", "log_q")
-    )
+    """Whether two segments are the same, up to the rounding of float64.
+
+    Not bit for bit: on some CPUs the rows of one batch differ in their last bits by their place.
+    """
+    if left.finished_by is not right.finished_by or left.tokens.tolist() != right.tokens.tolist():
+        return False
+    pairs = ((getattr(left, name), getattr(right, name)) for name in ("log_p", "log_q"))
+    return all(np.allclose(a, b, atol=1e-10, rtol=0) for a, b in pairs)
 
 
 # The proposals end before, at and after the end of the 20 tokens that they are made against.
@@ -164,7 +168,7 @@ def test_a_draw_stops_once_it_is_below_its_bound_and_not_before(backend, terms):
 def test_a_copy_decodes_as_its_source_would(backend, cut, busy):
     """Guards prefetch: the prefix copied from slots that the source's own proposal has overwritten, or is about to.
 
-    Bit for bit, whether the target holds another prompt or the same one; and giving it up leaves the source alone.
+    Whether the target holds another prompt or the same one; and giving it up leaves the source bit for bit as it was.
     """
     alone = make_engine(backend)
     alone.load(0, PROMPT)

@@ -49,8 +49,8 @@ WRONG_OPTIONS = [
     ("alpha", "four", ("alpha='four'", "number")),
     ("block_size", 0, ("block_size=0", ">= 1")),
     ("block_size", 1.5, ("block_size=1.5", "whole number")),
-    ("mcmc_steps", 0, ("mcmc_steps=0", ">= 1")),
-    ("mcmc_steps", -3, ("mcmc_steps=-3", ">= 1")),
+    ("mcmc_steps", 1.5, ("mcmc_steps=1.5", ">= 0")),
+    ("mcmc_steps", -3, ("mcmc_steps=-3", ">= 0")),
     ("seed", -1, ("seed=-1", ">= 0")),
     ("method", "powr", ("method='powr'", "did you mean power", "standard")),
     (
