@@ -20,6 +20,7 @@ from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine.attention import prefer_spans
 from lm_power.fingerprint import fingerprint
 from lm_power.harness.options import Plan, decoding_overruled, plan_generation, split_model_args, store_folder
+from lm_power.identity import Identity
 from lm_power.jobs import Job
 from lm_power.progress import progress_bar
 from lm_power.sampler import PowerSampler
@@ -67,6 +68,9 @@ class PowerHF(HFLM):
             raise OptionError("randomize_weights=True with peft: an adapter on random weights is no control; drop one")
         self._completions = store_folder({"completions": completions})
         self._most_rows = theirs.get("max_batch_size")
+        if theirs.get("device") is None and not torch.cuda.is_available():
+            # HFLM would ask for "cuda" all the same.
+            theirs["device"] = "mps" if torch.backends.mps.is_available() else "cpu"
         super().__init__(pretrained, **theirs)
         if isinstance(pretrained, str) and theirs.get("attn_implementation") is None:
             prefer_spans(self.model)
@@ -91,8 +95,7 @@ class PowerHF(HFLM):
     def model_name(self) -> str:
         """The model as the store records it: "name@fingerprint"."""
         name = self.pretrained if isinstance(self.pretrained, str) else self.model.name_or_path
-        parts = [str(name), *([f"peft={self.peft}"] if self.peft else []), *(["RandW"] * self._randomized)]
-        return f"{'+'.join(parts)}@{fingerprint(self.model)}"
+        return str(Identity(str(name), self.peft or None, self._randomized, fingerprint(self.model)))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Completion]:
         """One `Completion` (a `str`) a request, in the order of the requests.

@@ -13,8 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lm_power.cli import UserError
+from lm_power.identity import Identity
 from lm_power.probe.estimates import Draws, hash_reward
-from lm_power.store import Record, StoreError, fingerprint_of, read_store
+from lm_power.store import Record, StoreError, read_store
 
 Prompt = tuple[int, ...]  # token ids: what the model saw
 _ENDS = ("max_new_tokens", "stop", "eos_ids")  # options that decide what counts as a whole completion
@@ -88,7 +89,7 @@ def read_draws(folder: Path) -> list[StoredDraws]:
         raise UserError(
             f"{folder}: holds no completions (lines of *.jsonl); name the folder given to the run as completions="
         )
-    if len({fingerprint_of(model) for model in models}) > 1:
+    if len({Identity.parse(model).key for model in models}) > 1:
         raise UserError(
             f"{folder}: holds completions of several models ({', '.join(sorted(models))}); keep one in each folder"
         )
@@ -123,7 +124,7 @@ def pair(base: StoredDraws, other: StoredDraws, common: bool) -> tuple[list[Draw
         UserError: different models, ends of completions or prompts; too few completions or prompts.
     """
     both = f"{base.folder} and {other.folder}"
-    if fingerprint_of(base.model) != fingerprint_of(other.model):
+    if Identity.parse(base.model).key != Identity.parse(other.model).key:
         raise UserError(
             f"{both}: completions of different models ({base.model}, {other.model}); a gain compares two ways of "
             "sampling from one model"

@@ -82,7 +82,14 @@ def test_gen_kwargs(refused, name, value, parts):
 
 def test_unknown_generation_option_lists_what_there_is(refused):
     """Guards against an option of another model that is silently dropped."""
-    refused(OptionError, "unknown option", "'repetition_penalty'", "mcmc_steps", gen_kwargs="repetition_penalty=1.2")
+    refused(OptionError, "unknown option", "'best_of'", "mcmc_steps", gen_kwargs="best_of=2")
+
+
+def test_a_penalty_is_refused_with_the_reason(refused):
+    """Guards against a law other than the model's own to the power alpha, and an error that does not say why."""
+    refused(
+        OptionError, "repetition_penalty=1.2", "the model's own", "leave it out", gen_kwargs="repetition_penalty=1.2"
+    )
 
 
 def test_lengths_belong_into_gen_kwargs(refused):
