@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_power.distill.sources import Drawn, TeacherDataError
+from lm_power.identity import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 def one_model(drawn: Iterable[Drawn]) -> str | None:
     """The model of all completions, by its fullest name."""
     where = {one.model: one.where for one in reversed(list(drawn)) if one.model is not None}
-    models = sorted(where, key=lambda model: ("@" not in model, model))
+    models = sorted(where, key=lambda model: (Identity.parse(model).fingerprint is None, model))
     for other in models[1:]:
         if not _same_model(models[0], other):
             raise TeacherDataError(
@@ -29,10 +30,7 @@ def one_model(drawn: Iterable[Drawn]) -> str | None:
 
 def _same_model(one: str, other: str) -> bool:
     """By fingerprint where both have one, else by name."""
-    (name, at, fingerprint), (other_name, other_at, other_fingerprint) = one.rpartition("@"), other.rpartition("@")
-    if at and other_at:
-        return fingerprint == other_fingerprint
-    return (name if at else one) == (other_name if other_at else other)
+    return Identity.parse(one).same_weights(Identity.parse(other))
 
 
 def attach_verdicts(stored: list[Drawn], logged: dict[Path, list[Drawn]]) -> list[Drawn]:

@@ -11,6 +11,7 @@ import yaml
 
 from lm_power.config import OptionError
 from lm_power.distill.options import CONFIG, DistillConfig
+from lm_power.identity import Identity
 
 RECORD = "distill.json"
 LOG = "training_log.json"
@@ -147,9 +148,8 @@ def earlier_rounds(start: str | None, teacher: str | None) -> list[Record]:
         start: the adapter or model that training starts from.
         teacher: "name@fingerprint"; a name "base+peft=FOLDER" tells which adapter it had.
     """
-    name = "" if teacher is None else teacher.rpartition("@")[0] or teacher
-    parts = name.split("+peft=")
-    for folder in (*(part.removesuffix("+RandW") for part in reversed(parts)), start):
+    weights = Identity.parse(teacher or "")
+    for folder in (weights.peft, weights.pretrained, start):
         record = read_record(folder) if folder else None
         if record is not None:
             previous: list[Record] = record["previous"]

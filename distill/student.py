@@ -17,8 +17,8 @@ from lm_power.config import OptionError
 from lm_power.distill.options import DistillConfig
 from lm_power.distill.parallel import on_main
 from lm_power.fingerprint import fingerprint
+from lm_power.identity import Identity
 from lm_power.sampler import find_eos_ids
-from lm_power.store import fingerprint_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -58,9 +58,10 @@ class Student:
         to. A teacher in a wider dtype than the weights here cannot be told from another model: "unknown". One
         named without a fingerprint, or not at all: "untold".
         """
-        if teacher is None or "@" not in teacher:
+        fingerprint = None if teacher is None else Identity.parse(teacher).fingerprint
+        if fingerprint is None:
             return "untold"
-        if fingerprint_of(teacher) in self.fingerprints.values():
+        if fingerprint in self.fingerprints.values():
             return "same"
         return "another" if len(self.fingerprints) == len(_DTYPES) else "unknown"
 

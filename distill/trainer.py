@@ -146,7 +146,7 @@ class DistillTrainer(Trainer):
             **arguments,
         )
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Window]:
         """This process's batches; the order of an epoch depends on its number and the seed alone."""
 
         def order() -> list[int]:
@@ -154,12 +154,12 @@ class DistillTrainer(Trainer):
 
         return self._loader(self._data.train, self._config.batch_size, self._config.gradient_accumulation, order)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Window]:
         """This process's share of the held-out windows."""
         windows = self._data.validation
         return self._loader(windows, self.args.per_device_eval_batch_size, 1, lambda: range(len(windows)))
 
-    def evaluation_loop(self, dataloader: DataLoader, *arguments: Any, **options: Any) -> EvalLoopOutput:
+    def evaluation_loop(self, dataloader: DataLoader[Any], *arguments: Any, **options: Any) -> EvalLoopOutput:
         """`eval_loss`: −log p a token, mean over all completion tokens held out, whatever the batches."""
         model: Any = self.model_wrapped if self.is_deepspeed_enabled else self.model
         model.eval()
@@ -184,7 +184,7 @@ class DistillTrainer(Trainer):
 
     def _loader(
         self, windows: Sequence[Window], batch_size: int, accumulation: int, order: Callable[[], Sequence[int]]
-    ) -> DataLoader:
+    ) -> DataLoader[Window]:
         # Not accelerate's loader: it would repeat windows to fill the last batches of an epoch, and forgets the
         # epoch's number where several processes resume in the middle of one.
         batches = Batches(

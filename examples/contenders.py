@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 from transformers import LogitsProcessor, PreTrainedModel
 
-from lm_power.chains import EMPTY_STATE, Chain, Move, Stream
+from lm_power.chains import Move, OneLane, Stream
 from lm_power.config import SamplerConfig
 from lm_power.decoding import FinishedBy, Segment
 
@@ -60,7 +60,9 @@ class ReleasedChain:
         return sequence[:, start:]
 
     def _extend(self, prefix: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        tokens, log_p, log_q = draw(self.model, prefix, torch.ones_like(prefix), length, self.config.tau, self.eos_ids)
+        tokens, log_p, log_q = draw(
+            self.model, prefix, torch.ones_like(prefix), length, 1 / self.config.beta, self.eos_ids
+        )
         end = next((t + 1 for t, token in enumerate(tokens[0].tolist()) if token in self.eos_ids), length)
         self.tokens_decoded += end
         sequence = torch.cat([prefix, tokens[:, :end].to(prefix.device)], dim=1)
@@ -80,23 +82,23 @@ class Lockstep:
         eos_ids: tokens that end a completion.
     """
 
-    def __init__(self, model: PreTrainedModel, chain: Chain, tau: float, eos_ids: Sequence[int]) -> None:
+    def __init__(self, model: PreTrainedModel, chain: OneLane, tau: float, eos_ids: Sequence[int]) -> None:
         self.model, self.chain, self.tau, self.eos_ids = model, chain, tau, list(eos_ids)
         self.tokens_decoded = 0
 
     def sample(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """One completion a prompt, all side by side."""
         streams = [Stream.for_request(0, prompt, 0) for prompt in prompts]
-        states = [EMPTY_STATE] * len(prompts)
+        states = [self.chain.start()] * len(prompts)
         while running := [i for i, state in enumerate(states) if not state.done]:
             # A chain that enters its next stage alone waits: extensions and steps are batches of their own.
             behind = min((states[i].stage, states[i].step is not None, states[i].step or 0) for i in running)
             batch = [i for i in running if (states[i].stage, states[i].step is not None, states[i].step or 0) == behind]
-            moves = [self.chain.propose(states[i], streams[i]) for i in batch]
+            moves = [self.chain.next_move(states[i], streams[i]) for i in batch]
             kept = [[*prompts[i], *states[i].tokens[: m.request.keep]] for i, m in zip(batch, moves, strict=True)]
             for i, move, segment in zip(batch, moves, self._decode(kept, moves), strict=True):
                 self.tokens_decoded += len(segment.tokens)
-                states[i], _ = self.chain.advance(states[i], move, segment)
+                states[i], _ = self.chain.settle(states[i], move, segment)
         return [state.tokens for state in states]
 
     def _decode(self, kept: list[list[int]], moves: list[Move]) -> list[Segment]:

@@ -15,7 +15,7 @@ from table import Pace, Result, Stopwatch, Work, medians, time_of
 from tqdm import tqdm
 
 from lm_power import PowerSampler, SamplerConfig
-from lm_power.chains import Stream, make_chain
+from lm_power.chains import Stream, make_algorithm
 from lm_power.completion import Completion
 
 ACCELERATIONS = ("coupled_resume", "early_rejection", "prefetch")
@@ -94,9 +94,9 @@ class Contest:
 
     def lockstep(self, name: str) -> Work:
         """B."""
-        plain = make_chain(self.config.replace(coupled_resume=False, early_rejection=False))
+        plain = make_algorithm(self.config.replace(coupled_resume=False, early_rejection=False))
         chain = ForcedChain(plain, self.lengths, self.args.acceptance)
-        chains = Lockstep(self.model, chain, self.config.tau, self.eos_ids)
+        chains = Lockstep(self.model, chain, 1 / self.config.beta, self.eos_ids)
         prompts, rows = self.part(self.args.prompts_of_b), self.args.rows
         with tqdm(total=len(prompts), desc=name) as bar:
             for start in range(0, len(prompts), rows):

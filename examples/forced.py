@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from unittest import mock
 
 import numpy as np
 
 import lm_power.sampler
 from lm_power import PowerSampler
-from lm_power.chains import Chain, Info, Move, State, Stream, make_chain
+from lm_power.chains import BlockwiseMetropolis, Info, Move, OneLane, Proposal, Result, Stream, make_algorithm
+from lm_power.chains.metropolis import State
 from lm_power.config import SamplerConfig
 from lm_power.decoding import FinishedBy, Segment
 
@@ -43,13 +44,19 @@ class Lengths:
 
 @dataclasses.dataclass(frozen=True)
 class ForcedMove(Move):
-    """A move, and the completion length, in tokens, that is taken for its EOS; None: the model decides."""
+    """A move, as the inner chain made it, and the length that is taken for its EOS.
 
+    Attributes:
+        inner: with the request as it is here, and with its verdict fixed.
+        ends_at: completion length, tokens; None: the model decides.
+    """
+
+    inner: Move | None = None
     ends_at: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class ForcedChain:
+class ForcedChain(OneLane):
     """A chain whose completions end at given lengths, and whose proposals are accepted by a coin.
 
     No request goes beyond the stream's length, and a draw that reaches it counts as ended by EOS. The coin is keyed
@@ -62,35 +69,49 @@ class ForcedChain:
         acceptance: probability that a proposal is accepted; None: as log r decides.
     """
 
-    inner: Chain
+    inner: BlockwiseMetropolis
     lengths: Lengths | None = None
     acceptance: float | None = None
 
-    def propose(self, state: State, stream: Stream) -> Move:
+    def start(self) -> State:
+        """As the inner chain."""
+        return self.inner.start()
+
+    def held(self, state: State) -> Sequence[np.ndarray]:
+        """As the inner chain."""
+        return self.inner.held(state)
+
+    def result(self, state: State) -> Result | None:
+        """As the inner chain."""
+        return self.inner.result(state)
+
+    def next_move(self, state: State, stream: Stream) -> ForcedMove:
         """The inner chain's move, cut to the length, with its verdict fixed."""
-        move = self.inner.propose(state, stream)
-        request, log_uniform = move.request, move.log_uniform
-        if self.acceptance is not None and state.step is not None:
-            heads = Stream(b"coin|" + stream.key).at(state.stage, state.step).random() < self.acceptance
-            log_uniform = -math.inf if heads else math.inf
+        move = self.inner.next_move(state, stream)
+        request = move.request
+        if self.acceptance is not None and isinstance(move, Proposal):
+            heads = Stream(b"coin|" + stream.key).at(state.stage, state.step or 0).random() < self.acceptance
+            lost = request is None and not heads  # the coin decides on the completion itself, too
+            move = dataclasses.replace(move, log_uniform=-math.inf if heads else math.inf, hopeless=lost)
             request = request and dataclasses.replace(request, reject_below=None)
         ends_at = None if self.lengths is None else self.lengths.of(stream)
         if request is not None and ends_at is not None and ends_at <= request.horizon:
             uniforms = request.uniforms[: ends_at - request.keep]
             request = dataclasses.replace(request, horizon=ends_at, uniforms=uniforms)
-        return ForcedMove(request, move.cut, log_uniform, ends_at)
+        return ForcedMove(request, inner=dataclasses.replace(move, request=request), ends_at=ends_at)
 
-    def advance(self, state: State, move: Move, segment: Segment | None) -> tuple[State, Info]:
+    def settle(self, state: State, move: ForcedMove, segment: Segment | None) -> tuple[State, Info]:
         """As the inner chain, with an EOS where the length is reached."""
-        assert isinstance(move, ForcedMove)
         if segment is not None and segment.finished_by is FinishedBy.HORIZON and move.request is not None:
             ended = move.request.keep + len(segment.tokens) == move.ends_at
             segment = dataclasses.replace(segment, finished_by=FinishedBy.EOS if ended else FinishedBy.HORIZON)
-        return self.inner.advance(state, move, segment)
+        assert move.inner is not None
+        return self.inner.settle(state, move.inner, segment)
 
-    def if_rejected(self, state: State, move: Move) -> State | None:
+    def after_rejection(self, state: State, move: ForcedMove) -> State | None:
         """As the inner chain."""
-        return self.inner.if_rejected(state, move)
+        assert move.inner is not None
+        return self.inner.after_rejection(state, move.inner)
 
     def work_left(self, state: State) -> float:
         """As the inner chain, which does not know the length any more than it would know the EOS."""
@@ -108,17 +129,17 @@ def without_eos(sampler: PowerSampler) -> Iterator[None]:
 def forced(sampler: PowerSampler, lengths: Lengths | None, acceptance: float | None) -> Iterator[None]:
     """Within: `sampler` draws by forced chains; by `lengths`, if given, and not by the model's EOS.
 
-    The sampler makes its chains itself, by `make_chain`, and has no other place to put one of one's own.
+    The sampler makes its chains itself, by `make_algorithm`, and has no other place to put one of one's own.
     """
     if lengths is None and acceptance is None:
         yield
         return
 
     def chain(config: SamplerConfig) -> ForcedChain:
-        return ForcedChain(make_chain(config), lengths, acceptance)
+        return ForcedChain(make_algorithm(config), lengths, acceptance)
 
     with (
         without_eos(sampler) if lengths else contextlib.nullcontext(),
-        mock.patch.object(lm_power.sampler, "make_chain", chain),
+        mock.patch.object(lm_power.sampler, "make_algorithm", chain),
     ):
         yield

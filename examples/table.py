@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from bandwidth import Traffic, synchronise
 from transformers import PreTrainedModel
@@ -113,17 +113,19 @@ class Pace(Progress):
         bar: where to show it.
     """
 
-    def __init__(self, jobs: int, rows: int, counters: Counters, bar: object) -> None:
-        super().__init__(jobs, bar=bar)
+    def __init__(
+        self, jobs: int, rows: int, counters: Counters, bar: object, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        super().__init__(jobs, bar=bar, clock=clock)
         self._last_start = jobs - rows
-        self._counters, self._decoded, self._begun = counters, counters.decoded, time.perf_counter()
+        self._counters, self._decoded, self._begun = counters, counters.decoded, clock()
         self.rate: float | None = None  # tokens a second while all rows were busy
 
-    def finished(self) -> None:
+    def finished(self, cost: int | None = None) -> None:
         """A completion is finished; where jobs wait, its row starts the next."""
-        super().finished()
-        if self._fresh == self._last_start:
-            self.rate = (self._counters.decoded - self._decoded) / (time.perf_counter() - self._begun)
+        super().finished(cost)
+        if self.done == self._last_start:
+            self.rate = (self._counters.decoded - self._decoded) / (self._clock() - self._begun)
 
 
 def medians(results: Sequence[Result]) -> Result:

@@ -32,7 +32,7 @@ class Sample:
         instruction: what was asked, without any chat template.
         dataset: the collection that it comes from.
         completions: the texts, in the order of their repeats; at least one.
-        self_rewards: nats a token, one a completion; None from a model that gives no log-probabilities.
+        self_rewards: nats per token, one a completion; None from a model that gives no log-probabilities.
         finish_reasons: "eos", "stop" or "length", one a completion; None if the model does not tell.
     """
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 COMMANDS = {
     "alpaca-eval": "lm_power.alpaca_eval",
+    "doctor": "lm_power.doctor.command",
     "probe": "lm_power.probe.command",
     "report": "lm_power.report.command",
 }
@@ -29,13 +30,16 @@ class Command(Protocol):
         """Declare the subcommand's options."""
         ...
 
-    def run(self, arguments: argparse.Namespace) -> None:
-        """Do it. Raises `UserError` for what the user can mend; it is shown without a traceback."""
+    def run(self, arguments: argparse.Namespace) -> int | None:
+        """Do it; the exit status, None for 0.
+
+        Raises `UserError` for what the user can mend; it is shown without a traceback.
+        """
         ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `lm-power`; the exit status: 0, or 2 for a user's error."""
+    """Run `lm-power`; the exit status: the command's, or 2 for a user's error."""
     parser = argparse.ArgumentParser(prog="lm-power", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
@@ -45,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparser.set_defaults(run=command.run)
     arguments = parser.parse_args(argv)
     try:
-        arguments.run(arguments)
+        status: int | None = arguments.run(arguments)
     except UserError as error:
         print(f"lm-power {arguments.command}: {error}", file=sys.stderr)
         return 2
-    return 0
+    return status or 0

@@ -14,7 +14,8 @@ class Stats:
 
     Attributes:
         proposals: Metropolis-Hastings proposals made.
-        accepted: proposals accepted.
+        accepted: proposals accepted; one that equals the current completion counts as accepted.
+        changed: proposals that led to another completion.
         tokens_decoded: tokens decoded for its steps, rejected ones included.
         tokens_reused: tokens of earlier decodes that proposals took over unchanged (their kept prefixes).
         seconds: wall-clock from its start on the engine to its end, shared with the rows beside it.
@@ -24,6 +25,7 @@ class Stats:
         tokens_prefetched: those of `tokens_decoded` whose proposals were begun before their turn, in idle rows.
         tokens_dropped: tokens decoded for nothing, before their turn or until memory ran out; not counted in
             `tokens_decoded`. This and `tokens_prefetched` depend on what else was in the batch.
+        diagnostics: numbers of the method's own, by name: `log_z` (nats), `ess`, `swap_rate_1`, `tries` …
     """
 
     proposals: int = 0
@@ -35,28 +37,37 @@ class Stats:
     tokens_coupled: int = 0
     tokens_prefetched: int = 0
     tokens_dropped: int = 0
+    changed: int = 0
+    diagnostics: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def acceptance_rate(self) -> float | None:
         """Accepted proposals over proposals; None where none was made."""
         return self.accepted / self.proposals if self.proposals else None
 
+    @property
+    def change_rate(self) -> float | None:
+        """Share of the proposals that led to another completion; None where none was made."""
+        return self.changed / self.proposals if self.proposals else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The Metropolis-Hastings steps of one completion, in order; four columns of equal length.
+    """The Metropolis-Hastings steps of one completion, in order; five columns of equal length.
 
     Attributes:
         stage: stage k = 1, 2, … of the schedule.
         cut: the cut i, tokens: what was kept of the completion as it then was.
         length: its length n before the step, tokens.
         accepted: 1 where the proposal was accepted, else 0.
+        changed: 1 where the step led to another completion, else 0.
     """
 
     stage: tuple[int, ...] = ()
     cut: tuple[int, ...] = ()
     length: tuple[int, ...] = ()
     accepted: tuple[int, ...] = ()
+    changed: tuple[int, ...] = ()
 
     def record(self) -> dict[str, list[int]]:
         """The columns as JSON."""
@@ -79,6 +90,7 @@ class Completion(str):
         finish_reason: "eos", "stop" or "length"; None for padding.
         stats: what it cost.
         steps: the Metropolis-Hastings steps it came by; empty columns where there were none.
+        companions: completions of other distributions drawn on the way, such as those of tempering's lower rungs.
         is_padding: an empty stand-in that fills up an uneven data-parallel batch; to be left out of metrics.
 
     >>> c = Completion("4", token_ids=[7, 1], log_probs=[-0.5, -0.1], finish_reason="eos")
@@ -91,6 +103,7 @@ class Completion(str):
     finish_reason: str | None
     stats: Stats
     steps: Steps
+    companions: tuple[Completion, ...]
     is_padding: bool
 
     def __new__(
@@ -101,6 +114,7 @@ class Completion(str):
         finish_reason: str | None = None,
         stats: Stats | None = None,
         steps: Steps | None = None,
+        companions: Sequence[Completion] = (),
         is_padding: bool = False,
     ) -> Completion:
         """Make a completion; the arguments are the attributes."""
@@ -110,6 +124,7 @@ class Completion(str):
         self.finish_reason = finish_reason
         self.stats = stats if stats is not None else Stats()
         self.steps = steps if steps is not None else Steps()
+        self.companions = tuple(companions)
         self.is_padding = is_padding
         return self
 
@@ -145,6 +160,7 @@ class Completion(str):
             "finish_reason": self.finish_reason,
             "stats": dataclasses.asdict(self.stats),
             "steps": self.steps.record(),
+            **({"companions": [companion.record() for companion in self.companions]} if self.companions else {}),
         }
 
     @classmethod
@@ -157,6 +173,7 @@ class Completion(str):
             finish_reason=record["finish_reason"],
             stats=Stats(**record["stats"]),
             steps=Steps.from_record(record["steps"]),
+            companions=[cls.from_record(companion) for companion in record.get("companions", ())],
         )
 
 

@@ -2,69 +2,317 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import dataclasses
+import heapq
+import itertools
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
-from tqdm import tqdm
+from tqdm import tqdm as plain_tqdm
+from tqdm.auto import tqdm
 
 from lm_power.chains import Info
 
+RATE_WINDOW = 10.0  # seconds over which tokens a second are counted
+SPEED_WINDOW = 30.0  # seconds over which the speed of a completion is taken, for the time left
+LIVE_EVERY, LINE_EVERY = 1.0, 30.0  # seconds: a bar moves at least so often; a log file gets a line so often
+_SIMULATED = 4000  # waiting completions that are laid out one by one; beyond that they count by their mean
+_GOLDEN = 0.618034  # its multiples, modulo 1, cover [0, 1) evenly however many there are
+
+
+class TokenCounts(Protocol):
+    """What an engine has done so far; `lm_power.engine.Counters` is one."""
+
+    decoded: int
+    prefilled: int
+
+
+class Bar(Protocol):
+    """What shows a run: tqdm's bars do, and `Lines`."""
+
+    n: int
+
+    def set_postfix_str(self, text: str, /, refresh: bool = True) -> None:
+        """Show `n` and a text."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class UnderWay:
+    """A completion that rows are working on.
+
+    Attributes:
+        spent: tokens decoded for it so far, those in flight included.
+        most: tokens that it may still cost, by its chain's `work_left`.
+    """
+
+    spent: float
+    most: float
+
 
 class Progress:
-    """Counts what a run has done and shows it.
+    """Counts what a run has done, and shows it.
 
-    The time left counts a running completion as half done: those that finish first are the short ones, so
-    their mean cost would promise too much.
+    A thread redraws the bar, so that it moves while a long forward pass or a long prompt keeps the run itself busy.
 
     Args:
         total: completions wanted.
         done: completions there already, from an earlier run.
         bar: where to show it; None for counting only.
+        every: seconds between two redraws, at least.
+        clock: in seconds; tests give one of their own.
     """
 
-    def __init__(self, total: int, done: int = 0, bar: tqdm[None] | None = None) -> None:
-        self.total, self.done, self._fresh = total, done, 0
-        self.tokens = self.proposals = self.accepted = 0
-        self._bar = bar
-        self._started = time.perf_counter()
+    def __init__(
+        self,
+        total: int,
+        done: int = 0,
+        bar: Bar | None = None,
+        every: float = LIVE_EVERY,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.total, self.done = total, done
+        self.tokens = self.proposals = self.accepted = self.changed = 0
+        self._bar, self._every, self._clock = bar, every, clock
+        self._counts: TokenCounts | None = None
+        self._reading = 0  # tokens of the prompt that is being read
+        self._running = 0
+        self._costs: list[int] = []  # tokens that each finished completion has cost, in rising order
+        self._spent_on_finished = 0
+        self._rates: deque[tuple[float, int, int]] = deque()  # time, tokens decoded, tokens of prompts read
+        self._speeds: deque[tuple[float, float, int]] = deque()  # time, tokens for completions, completions running
+        self._outlook: tuple[float, float, bool] | None = None  # when it was made, seconds left then, at most
+        self._shown_at = self._looked_at = -float("inf")
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
+        self._ticker: threading.Thread | None = None
+        self._note_rates()
+
+    def follow(self, counts: TokenCounts) -> None:
+        """Count tokens as the engine that keeps `counts` draws and reads them, not as segments are settled."""
+        with self._lock:
+            self._counts = counts
+            self._rates.clear()
+            self._note_rates()
+
+    def reading(self, tokens: int) -> None:
+        """A prompt of so many tokens is about to be read; until the next `show`."""
+        self._reading = tokens
 
     def settled(self, info: Info, tokens: int) -> None:
         """A segment of `tokens` tokens has been decoded and settled."""
         self.tokens += tokens
-        self.proposals += info.proposed
-        self.accepted += info.proposed and info.accepted
+        if info.step is not None:
+            self.proposals += 1
+            self.accepted += info.step.accepted
+            self.changed += info.step.changed
 
-    def finished(self) -> None:
-        """A completion is finished."""
-        self.done += 1
-        self._fresh += 1
+    def finished(self, cost: int | None = None) -> None:
+        """A completion is finished; `cost` is the number of tokens that have been decoded for it."""
+        with self._lock:
+            self.done += 1
+            if cost is not None:
+                bisect.insort(self._costs, cost)
+                self._spent_on_finished += cost
 
-    def show(self, running: int) -> None:
-        """Refresh the bar (tqdm limits how often it is drawn)."""
+    def show(self, running: int, under_way: Callable[[], Sequence[UnderWay]] | None = None) -> None:
+        """Redraw the bar, if the last time was long enough ago.
+
+        Args:
+            running: completions under way.
+            under_way: what they have cost and may still cost; asked twice a second at most.
+        """
+        self._running, self._reading = running, 0
         if self._bar is None:
             return
-        seconds = max(time.perf_counter() - self._started, 1e-9)
-        parts = [f"{running} running", f"{self.tokens / seconds:.0f} tok/s"]
-        if self.proposals:
-            parts.append(f"accepted {self.accepted / self.proposals:.0%}")
-        parts.append(f"left {self._left(seconds, running)}")
-        self._bar.set_postfix_str(", ".join(parts), refresh=False)
-        self._bar.update(self.done - self._bar.n)
+        with self._lock:
+            now = self._clock()
+            if now - self._looked_at < LIVE_EVERY / 2:
+                return
+            self._looked_at = now
+            if under_way is not None:
+                self._look_ahead(now, under_way())
+            if now - self._shown_at >= self._every / 2:
+                self._draw(now)
 
-    def _left(self, seconds: float, running: int) -> str:
-        if not self._fresh:
-            return "?"
-        to_come = self.total - self.done - running / 2
-        return str(tqdm.format_interval(seconds * to_come / (self._fresh + running / 2)))
+    def start(self) -> None:
+        """Redraw from a thread of its own, until `close`."""
+        self._ticker = threading.Thread(target=self._tick, name="lm_power progress", daemon=True)
+        self._ticker.start()
+
+    def close(self) -> None:
+        """Stop redrawing, and draw the last state."""
+        self._closed.set()
+        if self._ticker is not None:
+            self._ticker.join()
+            self._ticker = None
+        if self._bar is not None:
+            with self._lock:
+                self._draw(self._clock())
+
+    def tick(self) -> None:
+        """Redraw if nobody else has for a while; what the thread does."""
+        with self._lock:
+            now = self._clock()
+            if now - self._shown_at >= self._every:
+                self._draw(now)
+
+    def text(self) -> str:
+        """What stands behind the bar."""
+        with self._lock:
+            now = self._clock()
+            self._note_rates()
+            since, decoded, read = self._rates[0]
+            seconds = max(now - since, 1e-9)
+            reads = (self._rates[-1][2] - read) / seconds
+            draws = (self._rates[-1][1] - decoded) / seconds
+            parts = [f"{self._running} running", f"{draws:.0f} tok/s"]
+            if self._reading:
+                parts.append(f"reading a prompt of {self._reading} tokens")
+            elif reads > draws / 10:  # less does not hold a run up
+                parts.append(f"reading prompts, {reads:.0f} tok/s")
+            if self.proposals:
+                parts.append(f"accepted {self.accepted / self.proposals:.0%}")
+                parts.append(f"changed {self.changed / self.proposals:.0%}")
+            return ", ".join([*parts, f"left {self._left(now)}"])
+
+    def seconds_left(self) -> float | None:
+        """Time left, seconds; None where nothing is known yet. At least one second while there is work."""
+        with self._lock:
+            if self._outlook is None:
+                return None
+            made, left, _ = self._outlook
+            return max(1.0, left - (self._clock() - made)) if self.done < self.total else 0.0
+
+    def _left(self, now: float) -> str:
+        seconds = self.seconds_left()
+        if seconds is None:
+            return "?" if self.done < self.total else "00:00"
+        at_most = "at most " if self._outlook is not None and self._outlook[2] and seconds else ""
+        return at_most + str(plain_tqdm.format_interval(seconds))
+
+    def _note_rates(self) -> None:
+        counts = self._counts
+        decoded, read = (self.tokens, 0) if counts is None else (counts.decoded, counts.prefilled)
+        _append(self._rates, (self._clock(), decoded, read), RATE_WINDOW)
+
+    def _look_ahead(self, now: float, runs: Sequence[UnderWay]) -> None:
+        """Estimate the time left from what each completion may still cost, and the speed of one completion."""
+        spent = self._spent_on_finished + sum(run.spent for run in runs)
+        _append(self._speeds, (now, spent, len(runs)), SPEED_WINDOW)
+        samples = list(self._speeds)
+        worked = sum(max(n, m) * (after - before) for (before, _, n), (after, _, m) in itertools.pairwise(samples))
+        drawn = samples[-1][1] - samples[0][1]
+        if runs and worked > 0 and drawn > 0:
+            waiting = max(0, self.total - self.done - len(runs))
+            left = longest_left(runs, waiting, self._costs) * worked / drawn
+            self._outlook = (now, left, not self._costs)
+
+    def _draw(self, now: float) -> None:
+        if self._bar is None:
+            return
+        self._shown_at = now
+        self._bar.n = self.done
+        self._bar.set_postfix_str(self.text(), refresh=True)
+
+    def _tick(self) -> None:
+        while not self._closed.wait(min(self._every, LIVE_EVERY) / 2):
+            self.tick()
+
+
+def longest_left(runs: Sequence[UnderWay], waiting: int, costs: Sequence[int]) -> float:
+    """Tokens that one row decodes until all completions are finished, by what others have cost.
+
+    A completion under way that has cost s is taken to end like one of those seen that cost more than s; each takes
+    another of these, spread evenly over their quantiles, since it is the longest that decides. Where none has cost
+    more, it is taken to cost as much again. It never costs more than its chain's `work_left`. Completions that wait
+    cost what others have cost, and start on the row that falls free first. Where nothing has finished, all cost the
+    most they can.
+
+    Args:
+        runs: completions under way, at least one.
+        waiting: completions that have not been started.
+        costs: tokens that each finished completion has cost, in rising order.
+    """
+    rows = []
+    for place, run in enumerate(sorted(runs, key=lambda run: -run.spent)):
+        first = bisect.bisect_right(costs, run.spent)
+        if first < len(costs):
+            guess = costs[first + _spread(place, len(costs) - first)] - run.spent
+        else:
+            guess = run.spent if costs else run.most
+        rows.append(min(guess, run.most))
+    mean = sum(costs) / len(costs) if costs else sum(run.spent + run.most for run in runs) / len(runs)
+    heapq.heapify(rows)
+    for place in range(min(waiting, _SIMULATED)):
+        cost = costs[_spread(place, len(costs))] if costs else mean
+        heapq.heapreplace(rows, rows[0] + cost)
+    return max(rows) + max(0, waiting - _SIMULATED) * mean / len(rows)
+
+
+def _spread(place: int, size: int) -> int:
+    """Index into a list of `size`: the middle for place 0, and evenly over the list for those that follow."""
+    return int((0.5 + place * _GOLDEN) % 1 * size)
+
+
+def _append(samples: deque[Any], sample: tuple[Any, ...], window: float) -> None:
+    """Append a sample that begins with its time; drop those that are too old, but for the last of them."""
+    samples.append(sample)
+    while len(samples) > 2 and samples[1][0] <= sample[0] - window:
+        samples.popleft()
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, wanted: bool | Progress, done: int = 0) -> Iterator[Progress]:
-    """A `Progress` on stderr if wanted, silent counters if not; a `Progress` given is used as it is."""
+def progress_bar(total: int, wanted: bool | Progress, done: int = 0, title: str = "Sampling") -> Iterator[Progress]:
+    """A `Progress` on stderr if wanted, silent counters if not; a `Progress` given is used as it is.
+
+    A terminal and a notebook get a bar that is redrawn every second; a file gets a line every half minute.
+
+    Args:
+        total: completions wanted.
+        wanted: whether to show it, or what to report to.
+        done: completions there already.
+        title: stands before the bar.
+    """
     if isinstance(wanted, Progress):
         yield wanted
         return
-    form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-    with tqdm(total=total, initial=done, desc="Sampling", disable=not wanted, bar_format=form) as bar:
-        yield Progress(total, done, bar if wanted else None)
+    if not wanted:
+        yield Progress(total, done)
+        return
+    with contextlib.ExitStack() as stack:
+        if sys.stderr.isatty() or "ipykernel" in sys.modules:
+            form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+            bar = stack.enter_context(tqdm(total=total, initial=done, desc=title, bar_format=form))
+            progress = Progress(total, done, bar, LIVE_EVERY)
+        else:
+            progress = Progress(total, done, Lines(total, done, title), LINE_EVERY)
+        progress.start()
+        stack.callback(progress.close)
+        yield progress
+
+
+class Lines:
+    """A bar for files: a line each time, `Sampling: 12% 20/164 [02:13, 64 running, …]`.
+
+    Args:
+        total: completions wanted.
+        done: completions there already.
+        title: stands before each line.
+    """
+
+    def __init__(self, total: int, done: int, title: str) -> None:
+        self.n, self._total, self._title = done, total, title
+        self._started = time.perf_counter()
+
+    def set_postfix_str(self, text: str, /, refresh: bool = True) -> None:
+        """Write a line that ends with `text`."""
+        elapsed = plain_tqdm.format_interval(time.perf_counter() - self._started)
+        share = self.n / self._total if self._total else 1.0
+        print(f"{self._title}: {share:.0%} {self.n}/{self._total} [{elapsed}, {text}]", file=sys.stderr, flush=True)

@@ -6,17 +6,18 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from lm_power.chains import make_chain
-from lm_power.completion import Completion
+from lm_power.chains import Algorithm, Path, make_algorithm
+from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.decoding import FinishedBy
-from lm_power.engine import Counters, Engine, HFBackend, StopStrings
+from lm_power.engine import Counters, Engine, StopStrings
 from lm_power.engine.attention import prefer_spans
+from lm_power.engine.fallback import tried_backend
 from lm_power.engine.halving import halving
 from lm_power.engine.memory import rows_that_fit
+from lm_power.jobs import ActiveJob, Job
 from lm_power.progress import Progress, progress_bar
-from lm_power.run import Run
-from lm_power.scheduler import Job, Scheduler
+from lm_power.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +32,8 @@ class PowerSampler:
         max_rows: completions decoded side by side, or "auto" for as many as fit.
         eos_token_ids: tokens that end a completion; default: those of the model's generation config (or
             config) and of the tokenizer.
-        cuda_graphs: on a GPU, record a decode step once and replay it; see `lm_power.engine.decode_step`.
+        cuda_graphs: on a GPU, record a decode step once and replay it; see `lm_power.engine.decode_step`. By
+            default, where that works; with True the sampler fails where it does not; with False, never.
         torch_compile: compile the model for decode steps, in a few minutes.
 
     Attributes:
@@ -48,7 +50,7 @@ class PowerSampler:
         tokenizer: PreTrainedTokenizerBase | None,
         max_rows: int | Literal["auto"] = 64,
         eos_token_ids: Sequence[int] | None = None,
-        cuda_graphs: bool = True,
+        cuda_graphs: bool | None = None,
         torch_compile: bool = False,
     ) -> None:
         if max_rows != "auto" and (isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1):
@@ -56,7 +58,7 @@ class PowerSampler:
         model.eval()
         self.tokenizer, self.max_rows = tokenizer, max_rows
         found = find_eos_ids(model, tokenizer) if eos_token_ids is None else eos_token_ids
-        self.backend = HFBackend(model, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
+        self.backend = tried_backend(model, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
         self.counters = Counters()
         self._fitted: int | None = None  # rows · positions that were left when memory last ran out
         self.eos_ids = tuple(sorted(set(found)))
@@ -77,7 +79,7 @@ class PowerSampler:
         dtype: str = "auto",
         max_rows: int | Literal["auto"] = 64,
         peft: str | None = None,
-        cuda_graphs: bool = True,
+        cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         **model_options: Any,
     ) -> PowerSampler:
@@ -166,6 +168,7 @@ class PowerSampler:
         *,
         rows: int | None = None,
         progress: bool | Progress = False,
+        algorithm: Algorithm[Any] | None = None,
     ) -> Iterator[tuple[int, Completion]]:
         """Draw the jobs' completions; yields (index of the job, completion) as they finish.
 
@@ -177,6 +180,8 @@ class PowerSampler:
             stop: stop strings.
             rows: rows of the batch; default `max_rows`, at most one a job.
             progress: a bar on stderr, or counters to report to.
+            algorithm: draws the completions instead of `config.method`'s; seed, length and cost options remain those of
+                `config`.
 
         Raises:
             OptionError: as `generate`.
@@ -184,7 +189,7 @@ class PowerSampler:
         stops = StopStrings(self.tokenizer, [stop] if isinstance(stop, str) else list(stop), self.backend.vocabulary)
         for job in jobs:
             self.check_prompt(job.prompt_ids, config.max_new_tokens)
-        return self._run(jobs, config, stops, rows, progress)
+        return self._run(jobs, config, algorithm or make_algorithm(config), stops, rows, progress)
 
     def check_prompt(self, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
         """Raise `OptionError` for a prompt that cannot be completed."""
@@ -202,24 +207,29 @@ class PowerSampler:
                 f"shorten it, or set max_new_tokens (max_gen_toks) <= {limit - len(prompt_ids)}"
             )
 
-    def rows_for(self, jobs: int, positions: int, config: SamplerConfig) -> int:
+    def rows_for(
+        self, jobs: int, positions: int, config: SamplerConfig, algorithm: Algorithm[Any] | None = None
+    ) -> int:
         """Rows of the batch for so many jobs of at most so many positions (prompt and completion).
 
-        Where memory has run out in an earlier call, at most as many positions as were then left.
+        A row per lane of every job, if memory allows. Where memory has run out in an earlier call, at most as many
+        positions as were then left.
         """
+        algorithm = algorithm or make_algorithm(config)
         if self.max_rows == "auto":
-            rewound = config.max_new_tokens if config.method.startswith("power") else 0
+            rewound = config.max_new_tokens if algorithm.rewinds else 0
             most = rows_that_fit(self.backend, positions, rewound)
         else:
             most = self.max_rows
         if self._fitted is not None:
             most = min(most, self._fitted // positions)
-        return max(1, min(most, jobs))
+        return max(1, min(most, jobs * algorithm.lanes))
 
     def _run(
         self,
         jobs: Sequence[Job],
         config: SamplerConfig,
+        algorithm: Algorithm[Any],
         stops: StopStrings,
         rows: int | None,
         progress: bool | Progress,
@@ -229,11 +239,12 @@ class PowerSampler:
         longest = max(len(job.prompt_ids) for job in jobs)
         positions = longest + config.max_new_tokens
         if rows is None:
-            rows = self.rows_for(len(jobs), positions, config)
+            rows = self.rows_for(len(jobs), positions, config, algorithm)
         with progress_bar(len(jobs), progress) as counters:
-            scheduler = Scheduler(make_chain(config), jobs, config.seed, config.prefetch, counters)
+            counters.follow(self.counters)
+            scheduler = Scheduler(algorithm, jobs, config.seed, config.prefetch, counters)
 
-            def attempt(rows_left: int) -> Iterator[Run]:
+            def attempt(rows_left: int) -> Iterator[ActiveJob]:
                 if rows_left < rows:
                     self._fitted = rows_left * positions
                 engine = Engine(
@@ -244,29 +255,42 @@ class PowerSampler:
                     self.eos_ids,
                     stops,
                     counters=self.counters,
+                    measures=algorithm.measures,
                 )
                 return scheduler.finished(engine)
 
-            for run in halving(attempt, rows):
-                yield run.index, self._completion(run, stops)
+            for job in halving(attempt, rows):
+                result = algorithm.result(job.state)
+                assert result is not None
+                stats = job.stats(dict(result.diagnostics))
+                companions = [self._completion(path, stops) for path in result.companions]
+                completion = self._completion(result.path, stops, stats, job.all_steps(), companions)
+                yield job.index, completion
 
-    def _completion(self, run: Run, stops: StopStrings) -> Completion:
-        state = run.state
-        assert state.finished_by is not None
-        tokens = state.tokens.tolist()
-        spoken = tokens[:-1] if state.finished_by is FinishedBy.EOS else tokens
+    def _completion(
+        self,
+        path: Path,
+        stops: StopStrings,
+        stats: Stats | None = None,
+        steps: Steps | None = None,
+        companions: Sequence[Completion] = (),
+    ) -> Completion:
+        assert path.finished_by is not None
+        tokens = path.tokens.tolist()
+        spoken = tokens[:-1] if path.finished_by is FinishedBy.EOS else tokens
         text = (
             ""
             if self.tokenizer is None
             else self.tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
         return Completion(
-            stops.cut(str(text)) if state.finished_by is FinishedBy.STOP else str(text),
+            stops.cut(str(text)) if path.finished_by is FinishedBy.STOP else str(text),
             token_ids=tokens,
-            log_probs=state.log_p.tolist(),
-            finish_reason=state.finished_by.value,
-            stats=run.stats(),
-            steps=run.all_steps(),
+            log_probs=path.log_p.tolist(),
+            finish_reason=path.finished_by.value,
+            stats=stats,
+            steps=steps,
+            companions=companions,
         )
 
 

@@ -1,68 +1,65 @@
-"""Which row decodes what: many chains on one engine, and idle rows for those with the most work ahead."""
+"""Which lane of which job decodes where: many jobs on one engine, and idle rows for those with the most work ahead."""
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-from lm_power.chains import Chain, Info, State, Stream
+from lm_power.chains import Algorithm, Info, Stream
 from lm_power.decoding import Decoder
-from lm_power.progress import Progress
-from lm_power.run import Flight, Run
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One completion to draw.
-
-    Attributes:
-        prompt_ids: token ids of the prompt, at least one.
-        repeat: which completion of this prompt it is; 0, 1, … have streams of their own.
-    """
-
-    prompt_ids: tuple[int, ...]
-    repeat: int = 0
+from lm_power.jobs import ActiveJob, Job, Round
+from lm_power.progress import Progress, UnderWay
 
 
 class Scheduler:
-    """Runs the chains of many jobs on the rows of one engine.
+    """Runs the lanes of many jobs on the rows of one engine.
 
-    A chain's current completion lies in its home row; a row that falls idle starts the next job at once. When
-    no job is waiting, idle rows **prefetch**: after a rejection the state is unchanged and random numbers are
-    keyed by stage and step, so the proposals of a chain's next steps are known before the verdict on this one,
-    and are decoded beside it; they are judged in their turn, and dropped when one before them is accepted. The
-    chain is the same, token for token. With a share ρ of rejections, d proposals side by side do the work of
-    `1 + ρ + … + ρ^(d−1)` one after another; each idle row goes to the chain that would by that count finish last.
+    A lane's settled completion lies in a row of its own while the job needs it: a lane that has no part in a round
+    gives its row up, and a lane that has lost its row is prefilled again when its turn comes. A row that falls idle
+    goes to the moves that wait for one, then to the next job. A job of more lanes than there are rows takes turns:
+    where every row is held by a lane that waits for others, one is cleared.
 
-    An engine may fail at any call. A chain moves on only once the engine has done its part, so what has been settled
+    When nothing is waiting, idle rows **prefetch** for jobs of one lane: after a rejection the state is unchanged and
+    random numbers are keyed by stage and step, so the proposals of the next steps are known before the verdict on this
+    one, and are decoded beside it; they are judged in their turn, and dropped when one before them is accepted. The
+    completion is the same, token for token. With a share ρ of rejections, d proposals side by side do the work of
+    `1 + ρ + … + ρ^(d−1)` one after another; each idle row goes to the job that would by that count finish last.
+
+    An engine may fail at any call. A job moves on only once the engine has done its part, so what has been settled
     is whole at every moment, and `finished` can be called again with another engine, of as many rows as one likes:
-    each chain under way is put on a row of it by its prompt and settled completion, and makes its next moves from
+    each job under way is put on rows of it by its prompt and settled completions, and makes its next moves from
     the same random numbers.
 
     Args:
-        chain: the algorithm.
+        algorithm: draws a completion.
         jobs: what to draw; started in the order of `starting_order`.
         seed: of all random streams.
         prefetch: whether idle rows work ahead.
-        progress: told of every move and completion.
+        progress: told of every round and completion.
     """
 
     WORTHWHILE = 0.05  # least probability that what is decoded ahead is used: below it the copying costs more
 
-    def __init__(self, chain: Chain, jobs: Sequence[Job], seed: int, prefetch: bool, progress: Progress) -> None:
-        self.chain, self.prefetch, self.progress = chain, prefetch, progress
+    def __init__(
+        self, algorithm: Algorithm[Any], jobs: Sequence[Job], seed: int, prefetch: bool, progress: Progress
+    ) -> None:
+        self.algorithm, self.progress = algorithm, progress
+        self.prefetch = prefetch and algorithm.lanes == 1
         streams = [Stream.for_request(seed, job.prompt_ids, job.repeat) for job in jobs]
-        self._waiting = deque(Run(i, jobs[i].prompt_ids, streams[i]) for i in starting_order(jobs))
+        self._waiting = deque(
+            ActiveJob(i, jobs[i].prompt_ids, streams[i], algorithm.start()) for i in starting_order(jobs)
+        )
         self._idle: list[int] = []
-        self._running: dict[int, Run] = {}  # by job
-        self._decoding: dict[int, Run] = {}  # by row
+        self._running: dict[int, ActiveJob] = {}  # by job
+        self._decoding: dict[int, tuple[ActiveJob, Round, int]] = {}  # by row: whose move of which round it decodes
+        self._queue: deque[tuple[ActiveJob, Round, int]] = deque()  # moves that wait for a row
         self._decoded, self._rejected = 2, 1  # as if one of two had been rejected: a share within (0, 1)
 
-    def finished(self, engine: Decoder) -> Iterator[Run]:
-        """The jobs' runs, as they finish; those that an earlier call has handed out excepted."""
+    def finished(self, engine: Decoder) -> Iterator[ActiveJob]:
+        """The jobs, as they finish; those that an earlier call has handed out excepted."""
         self.engine = engine
         self._idle = list(reversed(range(engine.rows)))
         try:
@@ -70,135 +67,212 @@ class Scheduler:
         finally:
             self._leave_engine()
 
-    def _finished(self) -> Iterator[Run]:
+    def _finished(self) -> Iterator[ActiveJob]:
         while self._waiting or self._running:
-            if self._waiting and self._idle:
-                touched = [self._start(self._waiting.popleft(), self._idle.pop())]
-            else:
-                touched = self._step()
-            for run in touched:
-                if self._advance(run):
-                    del self._running[run.index]
-                    self._idle.append(run.home)
-                    self.progress.finished()
-                    yield run
-            if self.prefetch and touched and not self._waiting:
-                # Where no row is idle, a chain may still have one of its own free: its home.
+            starts = self._waiting and self._has_room()
+            touched = [self._start(self._waiting.popleft())] if starts else self._step()
+            for job in touched:
+                if self._advance(job):
+                    del self._running[job.index]
+                    self._idle.extend(job.rows.values())
+                    job.rows.clear()
+                    self.progress.finished(job.decoded // self.algorithm.lanes)
+                    yield job
+            if self.prefetch and touched and not self._waiting and not self._queue:
+                # Where no row is idle, a job may still have one of its own free: its home.
                 self._work_ahead(self._running.values() if self._idle else touched)
-            self.progress.show(running=len(self._running))
+            self.progress.show(len(self._running), self._under_way)
 
-    def _start(self, run: Run, row: int) -> Run:
-        """Put a run on a row, with what it has settled on an earlier engine."""
-        run.home = row
-        if run.started is None:
-            run.started = time.perf_counter()
-        self._running[run.index] = run
-        self.engine.load(row, run.prompt_ids, run.state.tokens.tolist())
-        return run
+    def _has_room(self) -> bool:
+        """Whether a job can start: on as many idle rows as it has lanes, unless it has to take turns anyway."""
+        if self._queue:
+            return False
+        return len(self._idle) >= min(self.algorithm.lanes, self.engine.rows) or not self._running
 
-    def _step(self) -> list[Run]:
-        """Let all busy rows decode; the runs that have a segment by it."""
+    def _start(self, job: ActiveJob) -> ActiveJob:
+        if job.started is None:
+            job.started = time.perf_counter()
+        self._running[job.index] = job
+        return job
+
+    def _step(self) -> list[ActiveJob]:
+        """Give waiting moves a row, and let all busy rows decode; the jobs that have a segment by it."""
+        while self._queue:
+            if not self._idle:
+                if self._decoding:
+                    break  # one of these rows will be free
+                self._clear_a_row()
+            self._place(*self._queue.popleft())
         touched = {}
         for row, segment in self.engine.step():
-            run = self._decoding.pop(row)
-            run.flight_on(row).segment = segment
-            touched[run.index] = run
+            job, flight, place = self._decoding.pop(row)
+            flight.segments[place] = segment
+            touched[job.index] = job
         return list(touched.values())
 
+    def _under_way(self) -> list[UnderWay]:
+        """What each job has cost per lane, and may still cost: with what its first round in flight has drawn so far."""
+        ways, lanes = [], self.algorithm.lanes
+        for job in self._running.values():
+            rows = job.rounds[0].rows if job.rounds else []
+            drawn = sum(self.engine.drawn(row) for row in rows if row is not None)
+            left = self.algorithm.work_left(job.state) - drawn / lanes
+            ways.append(UnderWay((job.decoded + drawn) // lanes, max(0.0, left)))
+        return ways
+
     def _leave_engine(self) -> None:
-        """Give up what is in flight; the chains under way wait for a row again, the longest first."""
-        for run in self._running.values():
-            for flight in run.flights:
-                if flight.row is not None:
-                    run.dropped += self.engine.drawn(flight.row)
-            run.flights.clear()
-        under_way = sorted(self._running.values(), key=lambda run: self.chain.work_left(run.state))
+        """Give up what is in flight; the jobs under way wait for rows again, the longest first."""
+        for job in self._running.values():
+            for flight in job.rounds:
+                job.dropped += sum(self.engine.drawn(row) for row in flight.rows if row is not None)
+            job.rounds.clear()
+            job.rows.clear()
+        under_way = sorted(self._running.values(), key=lambda job: self.algorithm.work_left(job.state))
         self._waiting.extendleft(under_way)  # each before the last: the longest comes first
         self._running.clear()
         self._decoding.clear()
+        self._queue.clear()
         del self.engine
 
-    def _advance(self, run: Run) -> bool:
-        """Settle all moves whose outcome is known, and make the next; True when the chain is done."""
-        while not run.state.done:
-            if not run.flights:
-                self._take_off(run, run.state)
-            flight = run.flights[0]
-            if flight.row is not None and flight.segment is None:
+    def _advance(self, job: ActiveJob) -> bool:
+        """Settle all rounds whose outcome is known, and make the next; True when the job is done."""
+        while self.algorithm.result(job.state) is None:
+            if not job.rounds:
+                self._begin(job)
+            flight = job.rounds[0]
+            if not flight.decoded():
                 return False
-            after, info = self.chain.advance(run.state, flight.move, flight.segment)
-            if flight.row is not None:  # or nothing changes, whatever the verdict
-                self._settle(run, flight, info)
-            run.flights.popleft()
-            run.land(flight, after, info)
-            self.progress.settled(info, 0 if flight.segment is None else len(flight.segment.tokens))
+            after, infos = self.algorithm.advance(job.state, flight.moves, flight.segments, job.stream)
+            for place, info in enumerate(infos):
+                self._settle(job, flight, place, info)
+            job.rounds.popleft()
+            job.record(flight, after, infos)
+            for info, segment in zip(infos, flight.segments, strict=True):
+                self.progress.settled(info, 0 if segment is None else len(segment.tokens))
         return True
 
-    def _settle(self, run: Run, flight: Flight, info: Info) -> None:
-        """Keep or undo, in the engine, what `flight` has decoded: the first of the run's moves."""
-        assert flight.row is not None
-        self._decoded += info.proposed
-        self._rejected += info.proposed and not info.accepted
-        if info.accepted:
-            self._drop_ahead(run)
-        if info.accepted:
-            self.engine.commit(flight.row)
+    def _settle(self, job: ActiveJob, flight: Round, place: int, info: Info) -> None:
+        """Keep or undo, in the engine, what a move of the job's first round has decoded."""
+        move, row = flight.moves[place], flight.rows[place]
+        if move.request is None:
+            return  # nothing changes, whatever the verdict
+        if self.prefetch:
+            self._decoded += 1
+            self._rejected += not info.kept
+            if info.kept:
+                self._drop_ahead(job)
+        if row is None:
+            return  # its row has been given up; what the lane holds is in the state
+        if info.kept:
+            self.engine.commit(row)
         else:
-            self.engine.rollback(flight.row)
-        if flight.row != run.home:
-            if info.accepted:
-                flight.row, run.home = run.home, flight.row
-            self._idle.append(flight.row)
+            self.engine.rollback(row)
+        home = job.rows[move.lane]
+        if row != home:  # decoded ahead
+            if info.kept:
+                job.rows[move.lane], row = row, home
+            self._idle.append(row)
 
-    def _take_off(self, run: Run, state: State) -> None:
-        """Make the chain's move from `state`: at home, or in an idle row where home is in use."""
-        move, row = self.chain.propose(state, run.stream), None
-        if move.request is not None:
-            row = run.home
-            if not run.home_is_free():
-                row = self._idle.pop()
-                self.engine.copy(run.home, row, move.request.keep)
-            self.engine.submit(row, move.request)
-            self._decoding[row] = run
-        run.flights.append(Flight(state, move, row, ahead=bool(run.flights)))
+    def _begin(self, job: ActiveJob) -> None:
+        """Make the round that the job's settled state asks for, each move in its lane's row."""
+        flight = Round(job.state, self.algorithm.propose(job.state, job.stream), ahead=False)
+        job.rounds.append(flight)
+        taking_part = {move.lane for move in flight.moves} | {move.source for move in flight.moves}
+        for lane in [lane for lane in job.rows if lane not in taking_part]:
+            self._idle.append(job.rows.pop(lane))
+        for place, move in enumerate(flight.moves):
+            if move.request is None:
+                continue
+            if self._idle or move.lane in job.rows:
+                self._place(job, flight, place)
+            else:
+                self._queue.append((job, flight, place))
 
-    def _work_ahead(self, runs: Iterable[Run]) -> None:
-        """Give idle rows to those of the chains that would finish last."""
+    def _place(self, job: ActiveJob, flight: Round, place: int) -> None:
+        """Let a move decode, in its lane's row or an idle one that then is its lane's."""
+        move = flight.moves[place]
+        assert move.request is not None
+        row = job.rows.get(move.lane)
+        source = None if move.source is None else job.rows.get(move.source)
+        fresh = row is None
+        if row is None:
+            row = job.rows[move.lane] = self._idle.pop()
+        if source is not None:
+            self.engine.copy(source, row, move.request.keep)
+        elif fresh or move.source is not None:
+            self.progress.reading(len(job.prompt_ids))
+            self.engine.load(row, job.prompt_ids, self.algorithm.held(flight.state)[move.lane].tolist())
+        self._submit(job, flight, place, row)
+
+    def _submit(self, job: ActiveJob, flight: Round, place: int, row: int) -> None:
+        request = flight.moves[place].request
+        assert request is not None
+        self.engine.submit(row, request)
+        flight.rows[place] = row
+        self._decoding[row] = job, flight, place
+
+    def _clear_a_row(self) -> None:
+        """Take a row from a lane that waits for others: what it holds is in its job's state, or in its round."""
+        job = next(job for job in self._running.values() if job.rows)
+        lane, row = next(iter(job.rows.items()))
+        del job.rows[lane]
+        for flight in job.rounds:
+            for place, taken in enumerate(flight.rows):
+                if taken == row:
+                    self.engine.rollback(row)
+                    flight.rows[place] = None
+        self._idle.append(row)
+
+    def _work_ahead(self, jobs: Iterable[ActiveJob]) -> None:
+        """Give idle rows to those of the jobs that would finish last."""
         rejected = self._rejected / self._decoded
 
-        def left(run: Run) -> float:
-            return self.chain.work_left(run.state) * (1 - rejected) / (1 - rejected ** run.decoding())
+        def left(job: ActiveJob) -> float:
+            return self.algorithm.work_left(job.state) * (1 - rejected) / (1 - rejected ** job.decoding())
 
-        queue = [(-left(run), run.index, run) for run in runs if run.flights]
+        queue = [(-left(job), job.index, job) for job in jobs if job.decoding()]
         heapq.heapify(queue)
         while queue:
-            _, _, run = heapq.heappop(queue)
-            last = run.flights[-1]
-            state = self.chain.if_rejected(last.state, last.move)
-            if state is None or state.done or not (self._idle or run.home_is_free()):
+            _, _, job = heapq.heappop(queue)
+            last = job.rounds[-1]
+            state = self.algorithm.if_rejected(last.state, last.moves)
+            if state is None or self.algorithm.result(state) is not None:
                 continue
-            if rejected ** run.decoding() < self.WORTHWHILE:
+            if not (self._idle or job.home_is_free()) or rejected ** job.decoding() < self.WORTHWHILE:
                 continue
-            self._take_off(run, state)
-            heapq.heappush(queue, (-left(run), run.index, run))
+            self._begin_ahead(job, state)
+            heapq.heappush(queue, (-left(job), job.index, job))
 
-    def _drop_ahead(self, run: Run) -> None:
-        """Give up what was decoded ahead: all moves in flight but the first."""
-        while len(run.flights) > 1:
-            row = run.flights[-1].row
+    def _begin_ahead(self, job: ActiveJob, state: Any) -> None:
+        """Make the move that a rejection would lead to: at home, or in an idle row where home is in use."""
+        flight = Round(state, self.algorithm.propose(state, job.stream), ahead=True)
+        job.rounds.append(flight)
+        (move,) = flight.moves
+        if move.request is None:
+            return
+        row = job.rows[move.lane]
+        if not job.home_is_free():
+            row = self._idle.pop()
+            self.engine.copy(job.rows[move.lane], row, move.request.keep)
+        self._submit(job, flight, 0, row)
+
+    def _drop_ahead(self, job: ActiveJob) -> None:
+        """Give up what was decoded ahead: all rounds in flight but the first."""
+        while len(job.rounds) > 1:
+            (row,) = job.rounds[-1].rows
             dropped = 0 if row is None else self.engine.rollback(row)
-            run.flights.pop()
-            run.dropped += dropped
+            job.rounds.pop()
+            job.dropped += dropped
             if row is not None:
                 self._decoding.pop(row, None)
-                if row != run.home:
+                if row != job.rows[0]:
                     self._idle.append(row)
 
 
 def starting_order(jobs: Sequence[Job]) -> list[int]:
-    """Indices of the jobs: longest expected work first, so that no long chain is left over at the end.
+    """Indices of the jobs: longest expected work first, so that no long job is left over at the end.
 
-    The length of a completion is not known before; a longer prompt, which costs more a step and tends to ask for
+    The length of a completion is not known before; a longer prompt, which costs more per step and tends to ask for
     more, goes first. Equal prompts are neighbours and share one prefill.
     """
     return sorted(range(len(jobs)), key=lambda i: (-len(jobs[i].prompt_ids), jobs[i].prompt_ids, jobs[i].repeat))

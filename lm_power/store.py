@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from lm_power.completion import Completion
 from lm_power.config import SamplerConfig
+from lm_power.identity import Identity
 
 FORMAT = 3  # raise it also when the same options come to draw other tokens: it is part of the key
 FIELDS = (
@@ -56,7 +57,7 @@ class Provenance:
 
     def key(self, prompt_ids: Sequence[int], repeat: int) -> str:
         """32 hex digits that name one completion: equal keys, equal completions."""
-        decides = [FORMAT, fingerprint_of(self.model), self.options(), list(prompt_ids), repeat]
+        decides = [FORMAT, Identity.parse(self.model).key, self.options(), list(prompt_ids), repeat]
         text = json.dumps(decides, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -81,6 +82,7 @@ class CompletionStore:
         self.folder, self.model = Path(folder), model
         self._records: dict[str, Record] = {}
         self._read_up_to: dict[Path, int] = {}  # bytes
+        self._lines_read: dict[Path, int] = {}
         self._file: BinaryIO | None = None
         self._lock = FileLock(self.folder / ".lock", poll_interval=0.01)
         try:
@@ -154,10 +156,13 @@ class CompletionStore:
         """Take over what the files have gained since the last look; bytes of the torn last lines, by file."""
         torn = {}
         for path in _files(self.folder):
-            lines = _Lines(path, self._read_up_to.get(path, 0))
+            if path.stat().st_size == self._read_up_to.get(path, 0):
+                continue
+            lines = _Lines(path, self._read_up_to.get(path, 0), self._lines_read.get(path, 0))
             for record in lines.records(self._check):
                 self._records.setdefault(record["key"], record)
             self._read_up_to[path] = lines.end
+            self._lines_read[path] = lines.before + len(lines.lines)
             if lines.torn:
                 torn[path] = lines.torn
         return torn
@@ -173,15 +178,17 @@ class CompletionStore:
             written = 0
             while written < len(line):
                 written += self._file.write(line[written:])
-        except OSError:
+        except BaseException:  # an interrupt too: where the process lives on, the next line must begin a line
             self._file.truncate(start)
             self._file.seek(start)
             raise
         self._records[record["key"]] = record
-        self._read_up_to[Path(self._file.name)] = start + len(line)
+        path = Path(self._file.name)
+        self._read_up_to[path] = start + len(line)
+        self._lines_read[path] = self._lines_read.get(path, 0) + 1
 
     def _check(self, record: Record, where: str) -> None:
-        if fingerprint_of(record["model"]) != fingerprint_of(self.model):
+        if Identity.parse(record["model"]).key != Identity.parse(self.model).key:
             raise StoreError(
                 f"{where}: holds completions of the model {record['model']}, this run's is {self.model}; give "
                 "each model (each adapter, dtype and initialisation) a completions folder of its own"
@@ -214,10 +221,10 @@ def read_store_file(path: str | Path) -> Iterator[Record]:
 
 
 class _Lines:
-    """The whole lines of a file from byte `start` on; they end at byte `end`, and `torn` bytes follow."""
+    """The whole lines of a file from byte `start`, after `before` lines, to byte `end`; then `torn` bytes follow."""
 
-    def __init__(self, path: Path, start: int) -> None:
-        self.path, self.start = path, start
+    def __init__(self, path: Path, start: int, before: int = 0) -> None:
+        self.path, self.before = path, before
         with path.open("rb") as file:
             file.seek(start)
             *self.lines, torn = file.read().split(b"\n")
@@ -226,8 +233,7 @@ class _Lines:
 
     def records(self, check: Callable[[Record, str], None] | None = None) -> Iterator[Record]:
         """The lines as records; `check` is called with (record, "file:line") and may refuse one."""
-        before = self.path.read_bytes()[: self.start].count(b"\n") if self.lines and self.start else 0
-        for number, line in enumerate(self.lines, start=before + 1):
+        for number, line in enumerate(self.lines, start=self.before + 1):
             where = f"{self.path}:{number}"
             record = _parse(line, where)
             if check is not None:
@@ -257,12 +263,3 @@ def _parse(line: bytes, where: str) -> Record:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.jsonl"))
-
-
-def fingerprint_of(model: str) -> str:
-    """The part of "name@fingerprint" that decides which model it is; a name without one stands for itself.
-
-    >>> fingerprint_of("some/model@0123"), fingerprint_of("some/model")
-    ('0123', 'some/model')
-    """
-    return model.rpartition("@")[2]

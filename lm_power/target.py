@@ -7,6 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from lm_power.decoding import Measures
+
 _BLOCK = 256  # tokens: of a draw's first level
 _CACHED = 2**18  # logits that a CPU's cache holds beside what is computed from them
 
@@ -53,6 +55,24 @@ class Drawn:
     tokens: Tensor
     log_p: Tensor
     log_q: Tensor
+
+
+def measure_next(logits: Tensor, measures: Measures) -> Tensor:
+    """What an algorithm asks of each row's next-token distribution, beside the token that is drawn.
+
+    Args:
+        logits: [rows, vocabulary], any floating type.
+        measures: which exponents e, and whether the entropy is wanted.
+
+    Returns:
+        [exponents (+ 1), rows]: `log Σ_v p(v)^e` of each exponent, then, if wanted, the entropy
+        `−Σ_v p(v)·log p(v)`; nats, in float32, or float64 for float64 logits.
+    """
+    log_p = log_probabilities(logits)
+    rows = [torch.logsumexp(exponent * log_p, dim=-1) for exponent in measures.exponents]
+    if measures.entropy:
+        rows.append(torch.special.entr(log_p.exp()).sum(dim=-1))
+    return torch.stack(rows)
 
 
 def draw_next(logits: Tensor, beta: Tensor, uniforms: Tensor, excluded: Tensor) -> Drawn:

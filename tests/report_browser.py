@@ -57,7 +57,7 @@ class Visit:
     Attributes:
         pages: for each what `PROBE` records.
         console: everything that the browser wrote to its console: errors, refusals of the policy.
-        requests: every address on a network that it asked for, its own calls home left out.
+        requests: every address on a network that a page asked for; what the browser fetches for itself left out.
     """
 
     pages: list[dict]
@@ -80,12 +80,18 @@ def visit(folder: Path, *pages: dict) -> Visit:
     )  # fmt: skip
     dom = result.stdout
     assert "<title>done</title>" in dom, f"the probe did not finish:\n{dom[:2000]}\n{result.stderr[-2000:]}"
-    asked = re.findall(r'"url":"((?:https?|wss?|ftp)://[^"]*)"', log.read_text(errors="replace"))
+    asked = set()
+    for line in log.read_text(errors="replace").splitlines():
+        url = re.search(r'"url":"((?:https?|wss?|ftp)://[^"]*)"', line)
+        # A request that a page makes names the page's origin; the browser's own (updates and the like) name none.
+        initiator = re.search(r'"initiator":"([^"]*)"', line)
+        if url and initiator and initiator[1] != "not an origin":
+            asked.add(url[1])
     found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
     return Visit(
         pages=json.loads(unescape(found[1])),
         console=[line for line in result.stderr.splitlines() if "CONSOLE" in line],
-        requests=[address for address in sorted(set(asked)) if ".google.com/" not in address],
+        requests=sorted(asked),
     )
 
 

@@ -28,7 +28,7 @@ def write_evaluation(
     """
     folder.mkdir(parents=True, exist_ok=True)
     first = runs[0]
-    sampler = {"method": first.method, "seed": 0, "model": "examples/pocket/model@0123", **first.options}
+    sampler = {"method": first.method, "seed": 0, "model": "examples/pocket/model@0123456789abcdef", **first.options}
     results: dict = {
         "results": {}, "configs": {}, "versions": {}, "n-samples": {},
         "config": {
@@ -104,8 +104,8 @@ def with_texts(run: Run, texts: list[str]) -> Run:
 
 
 def fill_store(folder, repeats, seed=0, **options):
-    """A store with `repeats[prompt]` completions a prompt."""
-    source = Provenance("pocket/model+RandW@0123", SamplerConfig(seed=seed, **options), (), (0,))
+    """A store with `repeats[prompt]` completions per prompt."""
+    source = Provenance("pocket/model+RandW@0123456789abcdef", SamplerConfig(seed=seed, **options), (), (0,))
     with CompletionStore(folder, source.model) as store:
         for prompt, n in repeats.items():
             for repeat in range(n):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from methods import suited
 from models import make_model
 
 import lm_power.sampler
@@ -114,7 +115,7 @@ def expected(sampler: PowerSampler) -> dict[str, list[Completion]]:
 
 
 def drawn(sampler: PowerSampler, **options: Any) -> list[Completion]:
-    out = sampler.generate(PROMPTS, n=2, **{**OPTIONS, **options})
+    out = sampler.generate(PROMPTS, n=2, **suited(options.pop("method", "power"), OPTIONS | options))
     return [completion for completions in out for completion in completions]
 
 

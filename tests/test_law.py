@@ -34,7 +34,7 @@ from toy import (
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from lm_power import Completion, PowerSampler
-from lm_power.chains import BlockwiseMetropolis, make_chain
+from lm_power.chains import BlockwiseMetropolis, make_algorithm
 from lm_power.config import SamplerConfig
 from lm_power.decoding import FloatArray
 
@@ -103,7 +103,7 @@ def p_value(drawn: list[Completion], completions: list[Tokens], law: FloatArray)
 def exact_power_law(toy: Toy, **options) -> tuple[list[Tokens], FloatArray]:
     """All completions and the exact law of `power` after its N steps, `init_q · P^N`."""
     config = SamplerConfig(max_new_tokens=LONGEST, **options)
-    return law_after(toy, make_chain(config), config.mcmc_steps)
+    return law_after(toy, make_algorithm(config), config.mcmc_steps)
 
 
 def test_power_has_converged() -> None:
@@ -168,11 +168,11 @@ def test_broken_samplers_are_rejected(kind, seed: int, options: dict[str, float]
     """Guards against a chi-square test without teeth: the released code's bugs, with a fifth of the chains."""
 
     def broken(config: SamplerConfig) -> BlockwiseMetropolis:
-        return kind(**vars(make_chain(config)))
+        return kind(**vars(make_algorithm(config)))
 
     model = tiny_model(5, seed)
     completions, law = exact_power_law(enumerable(model, EOS_IDS), **options)
-    monkeypatch.setattr("lm_power.sampler.make_chain", broken)
+    monkeypatch.setattr("lm_power.sampler.make_algorithm", broken)
     assert p_value(completions_of(model, EOS_IDS, CHAINS // 5, **options), completions, law) < 1e-12
 
 
@@ -241,7 +241,7 @@ def test_the_blocks_follow_their_exact_law() -> None:
     model = tiny_model(5, FLAT_SEED)
     toy = enumerable(model, EOS_IDS)
     options = {"alpha": 2.0, "block_size": 2, "mcmc_steps": 1}
-    chain = make_chain(SamplerConfig(max_new_tokens=LONGEST, **options))
+    chain = make_algorithm(SamplerConfig(max_new_tokens=LONGEST, **options))
     first, law = law_after(toy, dataclasses.replace(chain, max_new_tokens=2), 1)
     last, matrix = transition_matrix(toy, dataclasses.replace(chain, block_size=LONGEST))
     place = {tokens: at for at, tokens in enumerate(last)}

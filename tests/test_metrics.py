@@ -159,7 +159,13 @@ def test_the_project_completion_has_the_attributes():
     log_completions(doc, [1.0], completions)
     assert doc["lm_power"]["tokens"] == [2] and doc["lm_power"]["finish_reason"] == ["eos"]
     (cost,) = doc["lm_power"]["cost"]
-    assert cost["tokens_decoded"] == 0 and cost["steps"] == {"stage": [], "cut": [], "length": [], "accepted": []}
+    assert cost["tokens_decoded"] == 0 and cost["steps"] == {
+        "stage": [],
+        "cut": [],
+        "length": [],
+        "accepted": [],
+        "changed": [],
+    }
 
 
 def test_the_log_is_plain_data():

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+import lm_power
 from lm_power import plugin
 from lm_power._build import PTH_LINE, PTH_NAME
 
@@ -206,6 +207,13 @@ def test_entry_points_say_what_the_hook_says(facts):
     """The names in pyproject.toml, for releases that read entry points, are those in lm_power/plugin.py."""
     assert facts["lm_eval.models"] == plugin.MODELS
     assert facts["lm_eval.tasks"] == {"lm-power": plugin.TASKS_PACKAGE}
+
+
+def test_wheel_has_version_and_types(wheel):
+    """The version is read from lm_power/__init__.py, and type checkers find the marker files."""
+    assert wheel.evaluate("import importlib.metadata as m; answer = m.version('lm-power')") == lm_power.__version__
+    for folder in ("lm_power", "lm_power/distill"):
+        assert (wheel.site_packages / folder / "py.typed").exists()
 
 
 def test_builtin_models_and_tasks_are_as_before(wheel, bare):

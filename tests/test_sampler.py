@@ -9,6 +9,7 @@ import pickle
 
 import pytest
 import torch
+from methods import suited
 from models import EOS, VOCABULARY, make_model, with_lora
 from tiny_tokenizers import words
 
@@ -33,7 +34,7 @@ def log_probs(model: torch.nn.Module, prompt: list[int], tokens: tuple[int, ...]
 
 
 def test_completions_come_by_prompt_and_repeat_with_all_their_fields(sampler):
-    """Guards: DESIGN section 3, the contract with users; out[i][j] mixed up by rows finishing out of order."""
+    """Guards: the contract with users (lm_power/README.md); out[i][j] mixed up by rows finishing out of order."""
     prompts = ["w5 w6 w7", "w9", [12, 13, 14, 15]]
     out = sampler.generate(prompts, n=4, **OPTIONS)
     assert [len(completions) for completions in out] == [4, 4, 4]
@@ -65,10 +66,10 @@ def test_completions_come_by_prompt_and_repeat_with_all_their_fields(sampler):
 
 def test_a_stop_string_ends_a_completion_and_is_cut_from_the_text(sampler):
     """Guards: a stop that is no list taken letter by letter; its tokens missing from the log-probs."""
-    free = sampler.generate(["w5 w6 w7"], n=8, **OPTIONS, method="standard")[0]
+    free = sampler.generate(["w5 w6 w7"], n=8, max_new_tokens=12, method="standard")[0]
     word = next(c.text.split()[2] for c in free if len(c.text.split()) > 4)
-    out = sampler.generate(["w5 w6 w7"], n=8, **OPTIONS, method="standard", stop=word)[0]
-    assert out == sampler.generate(["w5 w6 w7"], n=8, **OPTIONS, method="standard", stop=[word, "absent"])[0]
+    out = sampler.generate(["w5 w6 w7"], n=8, max_new_tokens=12, method="standard", stop=word)[0]
+    assert out == sampler.generate(["w5 w6 w7"], n=8, max_new_tokens=12, method="standard", stop=[word, "absent"])[0]
     stopped = [c for c in out if c.finish_reason == "stop"]
     assert stopped
     for before, c in zip(free, out, strict=True):
@@ -130,7 +131,7 @@ def test_from_pretrained_loads_a_folder_and_no_sampling_defaults(folder):
     assert loaded.eos_ids == (EOS,)
     plain = PowerSampler(make_model("mistral"), words(), max_rows=4)
     for method in ("standard", "power"):
-        options = {**OPTIONS, "method": method}
+        options = suited(method, OPTIONS)
         got, expected = (s.generate(["w5 w6"], n=4, **options)[0] for s in (loaded, plain))
         assert got == expected
         assert [c.log_probs for c in got] == [pytest.approx(c.log_probs, abs=1e-5) for c in expected]
@@ -162,9 +163,10 @@ BAD_OPTIONS = [
     ({"alpha": True}, "alpha=True"),
     ({"block_size": 0}, "block_size=0: must be a whole number >= 1"),
     ({"block_size": 2.5}, "block_size=2.5"),
-    ({"mcmc_steps": 0}, "mcmc_steps=0: must be a whole number >= 1"),
+    ({"mcmc_steps": -1}, "mcmc_steps=-1: must be a whole number >= 0"),
     ({"max_new_tokens": 0}, "max_new_tokens=0: must be a whole number >= 1"),
     ({"seed": -1}, "seed=-1"),
+    ({"method": "smc", "mcmc_steps": 5}, "mcmc_steps=5: is an option of method=power, power_inf, tempering"),
     ({"method": "powr"}, "method='powr': did you mean power"),
     ({"method": "beam"}, "method='beam': available: power, "),
     ({"aplha": 2}, "unknown option 'aplha': did you mean alpha"),

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lm_power.chains import BlockwiseMetropolis, Info, Move, State, Stream
+from lm_power.chains import BlockwiseMetropolis, Info, Move, Proposal, Step, Stream
+from lm_power.chains.metropolis import State
 from lm_power.decoding import FinishedBy, Request, Segment
+from lm_power.jobs import ActiveJob, Job
 from lm_power.progress import Progress
-from lm_power.run import Run
-from lm_power.scheduler import Job, Scheduler, starting_order
+from lm_power.scheduler import Scheduler, starting_order
 
 JOBS, ROWS = 200, 64
 MEAN, LONGEST = 680, 3072  # tokens; Qwen2.5-Math-7B on MATH500 (Karan & Du 2025)
@@ -126,27 +127,28 @@ class FakeChain(BlockwiseMetropolis):
 
     accepted: float = 0.0
 
-    def propose(self, state: State, stream: Stream) -> Move:
+    def next_move(self, state: State, stream: Stream) -> Move:
         length = min(self.horizon(state.stage), final_length(stream))
         if state.step is None:
             return Move(Request(len(state), length, self.beta, np.empty(0)))
         generator = stream.at(state.stage, state.step + 1)
         cut = int(generator.integers(len(state)))
         request = Request(cut, length, self.beta, np.empty(0))
-        return Move(request, cut, float(generator.random()))
+        return Proposal(request, cut=cut, log_uniform=float(generator.random()))
 
-    def advance(self, state: State, move: Move, segment: Segment | None) -> tuple[State, Info]:
+    def settle(self, state: State, move: Move, segment: Segment | None) -> tuple[State, Info]:
         ended = segment.finished_by
-        if move.cut is None:
+        if not isinstance(move, Proposal):
             ended = FinishedBy.HORIZON if move.request.horizon == self.horizon(state.stage) else FinishedBy.EOS
             after = dataclasses.replace(state.spliced(move.request.keep, segment), finished_by=ended)
-            return self._scheduled(after, step=0), Info(False, True)
-        return self._scheduled(state, state.step + 1), Info(True, move.log_uniform < self.accepted)
+            return self._scheduled(after, step=0), Info(kept=True)
+        kept = move.log_uniform < self.accepted
+        return self._scheduled(state, state.step + 1), Info(kept, Step(state.stage, move.cut, len(state), kept, kept))
 
 
 def simulate(
     jobs: int, rows: int, accepted: float, prefetch: bool, engine_type: type[FakeEngine] = FakeEngine
-) -> tuple[FakeEngine, dict[int, Run]]:
+) -> tuple[FakeEngine, dict[int, ActiveJob]]:
     engine = engine_type(rows)
     chain = FakeChain(4.0, 4.0, 192, 10, LONGEST, accepted=accepted)
     every = [Job((index,)) for index in range(jobs)]

@@ -1,6 +1,6 @@
 """Distributions over completions that are small enough to enumerate, and the exact laws that follow.
 
-A `Toy` is a next-token law with the end rules of SPEC section 1. Nothing here uses `lm_power.target` or the
+A `Toy` is a next-token law with the end rules of lm_power/README.md. Nothing here uses `lm_power.target` or the
 engine: log q, draws and end rules are written a second time, in NumPy, so that tests compare two computations.
 The laws themselves come from `lm_power.theory`, which no sampler uses and which knows log p of completions alone.
 """
@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import scipy.stats
 
-from lm_power.chains import EMPTY_STATE, Chain, Info, Move, State, Stream
-from lm_power.chains.metropolis import BlockwiseMetropolis
-from lm_power.decoding import FinishedBy, FloatArray, Request, Segment
+from lm_power.chains import Algorithm, Info, Move, OneLane, Path, Proposal, Result, Stream
+from lm_power.chains.cuts import Cuts
+from lm_power.chains.metropolis import EMPTY_STATE, BlockwiseMetropolis, State
+from lm_power.decoding import FinishedBy, FloatArray, Measures, Request, Segment
 from lm_power.theory import SequenceDistribution
 
 Tokens = tuple[int, ...]
@@ -31,11 +33,15 @@ class Toy:
         next_log_p: prefix → [vocabulary] float64 log p(· | prefix), nats.
         eos_ids: tokens that end a completion.
         stop: tokens that together end a completion, as a stop string of several tokens does; may be empty.
+        reach: q is confined to so many of the likeliest tokens; None: to all.
+        student: whose next-token law q is tempered from; None: this one's own.
     """
 
     next_log_p: Callable[[Tokens], FloatArray]
     eos_ids: frozenset[int]
     stop: Tokens = ()
+    reach: int | None = None
+    student: Toy | None = None
     _tables: dict[tuple[Tokens, float], tuple[FloatArray, FloatArray]] = dataclasses.field(
         default_factory=dict, repr=False
     )
@@ -45,7 +51,10 @@ class Toy:
         key = prefix, beta
         if key not in self._tables:
             log_p = self.next_log_p(prefix)
-            self._tables[key] = log_p, beta * log_p - np.logaddexp.reduce(beta * log_p)
+            tempered = beta * (log_p if self.student is None else self.student.next_log_p(prefix))
+            if self.reach is not None:
+                tempered[np.argsort(-log_p)[self.reach :]] = -np.inf
+            self._tables[key] = log_p, tempered - np.logaddexp.reduce(tempered)
         return self._tables[key]
 
     def ended(self, tokens: Tokens, horizon: int) -> FinishedBy | None:
@@ -65,8 +74,17 @@ class Toy:
             else:
                 yield from self.completions(horizon, tokens)
 
-    def segment(self, tokens: Tokens, keep: int, beta: float, horizon: int) -> Segment:
+    def log_z(self, prefix: Tokens, exponent: float) -> float:
+        """`log Σ_v p(v | prefix)^exponent`, nats, over what q reaches."""
+        log_p = np.sort(self.log_probs(prefix, 1.0)[0])[::-1][: self.reach]
+        return float(np.logaddexp.reduce(exponent * log_p))
+
+    def segment(
+        self, tokens: Tokens, keep: int, beta: float, horizon: int, exponents: tuple[float, ...] = ()
+    ) -> Segment:
         """What an engine hands back when it has drawn `tokens[keep:]` after `tokens[:keep]`."""
+        prefixes = [tokens[:t] for t in range(keep, len(tokens))]
+        laws = [self.log_probs(prefix, 1.0)[0] for prefix in prefixes]
         pairs = [self.log_probs(tokens[:t], beta) for t in range(keep, len(tokens))]
         chosen = list(zip(pairs, tokens[keep:], strict=True))
         return Segment(
@@ -74,35 +92,38 @@ class Toy:
             np.array([log_p[token] for (log_p, _), token in chosen]),
             np.array([log_q[token] for (_, log_q), token in chosen]),
             self.ended(tokens, horizon),
+            log_z=np.array([[self.log_z(prefix, e) for e in exponents] for prefix in prefixes]),
+            entropy=np.array([-(np.exp(law) * law).sum() for law in laws]),
         )
 
     def state(self, tokens: Tokens, beta: float, horizon: int) -> State:
         """A chain's state that holds `tokens`, in stage 1 with no step done yet."""
         return dataclasses.replace(EMPTY_STATE.spliced(0, self.segment(tokens, 0, beta, horizon)), step=0)
 
-    def draw_law(self, prefix: Tokens, beta: float, excluded: int | None) -> FloatArray:
-        """[vocabulary] probabilities of the next token under q, without `excluded` if that is a token."""
-        q = np.exp(self.log_probs(prefix, beta)[1])
+    def draw_law(self, prefix: Tokens, beta: float, excluded: int | None, explore: bool = False) -> FloatArray:
+        """[vocabulary] probabilities of the next token under q, or p, without `excluded` if that is a token."""
+        q = np.exp(self.log_probs(prefix, beta)[0 if explore else 1])
         if excluded is not None:
             q[excluded] = 0
         return q / q.sum()
 
-    def decode(self, kept: Tokens, request: Request) -> Segment:
+    def decode(self, kept: Tokens, request: Request, exponents: tuple[float, ...] = ()) -> Segment:
         """An engine in miniature: draw from q as the request says until terminal, or below its bound."""
         tokens, excluded, bound, weight = kept, request.excluded_first_token, request.reject_below, 0.0
         for uniform in request.uniforms:
-            law = self.draw_law(tokens, request.beta, excluded)
+            law = self.draw_law(tokens, request.beta, excluded, request.explore)
             token = int(np.searchsorted(np.cumsum(law)[:-1], uniform, side="right"))
             excluded = None
             if bound is not None:
                 log_p, log_q = (table[token] for table in self.log_probs(tokens, request.beta))
-                weight += min(0, bound.log_p * log_p + bound.log_q * log_q)
+                gain = bound.log_p * log_p + (bound.log_q * log_q if bound.log_q else 0.0)
+                weight += min(0, gain)
             tokens = (*tokens, token)
             if self.ended(tokens, request.horizon):
                 break
             if bound is not None and weight + bound.log_length * math.log(len(tokens) + 1) < bound.value:
                 break
-        return self.segment(tokens, request.keep, request.beta, request.horizon)
+        return self.segment(tokens, request.keep, request.beta, request.horizon, exponents)
 
 
 def random_toy(
@@ -162,7 +183,7 @@ def transition_matrix(toy: Toy, chain: BlockwiseMetropolis) -> tuple[list[Tokens
     return states, matrix
 
 
-def proposals(toy: Toy, chain: BlockwiseMetropolis, x: Tokens, cut: int) -> Iterator[tuple[Move, Tokens, float]]:
+def proposals(toy: Toy, chain: BlockwiseMetropolis, x: Tokens, cut: int) -> Iterator[tuple[Proposal, Tokens, float]]:
     """Every way to propose from x at a cut: (move with u = 1, proposal y, probability).
 
     Which tokens of x are kept, and which first token is excluded, is what the chain itself asks for when its
@@ -170,19 +191,26 @@ def proposals(toy: Toy, chain: BlockwiseMetropolis, x: Tokens, cut: int) -> Iter
     """
     ended_at = len(x) if toy.ended(x, chain.horizon(1)) is None else chain.horizon(1)
     state = toy.state(x, chain.beta, ended_at)
-    kept = np.exp(state.log_q[cut:])
+    explore = chain.explore > 0  # `Scripted` makes every step one that explores, where there are any
+    chain = dataclasses.replace(chain, cuts=At(chain.cuts, cut))
+    move = chain.next_move(state, Scripted(cut, np.zeros(len(x) - cut)))
+    if move.hopeless:
+        yield move, x, 1.0
+        return
+    kept = np.exp((state.log_p if explore else state.log_q)[cut:])
     for refused in range(len(kept)) if chain.coupled_resume else [None]:
         coins = None if refused is None else np.arange(len(kept)) == refused  # 1 is never below q, 0 always
-        move = chain.propose(state, Scripted(cut, coins))
+        move = chain.next_move(state, Scripted(cut, coins))
         of_move = 1.0 if refused is None else float(kept[:refused].prod() * (1 - kept[refused]))
         request = move.request
         assert request is not None
-        law = toy.draw_law(x[: request.keep], chain.beta, request.excluded_first_token)
+        law = toy.draw_law(x[: request.keep], chain.beta, request.excluded_first_token, explore)
         for y in toy.completions(request.horizon, x[: request.keep]):
-            log_q = toy.segment(y, request.keep, chain.beta, request.horizon).log_q
+            segment = toy.segment(y, request.keep, chain.beta, request.horizon)
+            log_q = segment.log_p if explore else segment.log_q
             yield move, y, of_move * law[y[request.keep]] * math.exp(math.fsum(log_q[1:]))
     if chain.coupled_resume:
-        yield chain.propose(state, Scripted(cut, np.zeros(len(kept)))), x, float(kept.prod())
+        yield chain.next_move(state, Scripted(cut, np.zeros(len(kept)))), x, float(kept.prod())
 
 
 def _moves(toy: Toy, chain: BlockwiseMetropolis, x: Tokens) -> Iterator[tuple[Tokens, float]]:
@@ -193,12 +221,33 @@ def _moves(toy: Toy, chain: BlockwiseMetropolis, x: Tokens) -> Iterator[tuple[To
         for move, y, probability in proposals(toy, chain, x, cut):
             request = move.request
             segment = None if request is None else toy.segment(y, request.keep, chain.beta, request.horizon)
-            _, info = chain.advance(state, move, segment)
+            _, info = chain.settle(state, move, segment)
             assert info.log_ratio is not None
-            proposed = probability / len(x)
+            proposed = probability * math.exp(chain.cuts.log_probability(state, cut))
             accepted = math.exp(min(0.0, info.log_ratio))
             yield y, proposed * accepted
             yield x, proposed * (1 - accepted)
+
+
+@dataclasses.dataclass(frozen=True)
+class At:
+    """Cuts that fall where a test wants them, with the probabilities that they have."""
+
+    inner: Cuts
+    cut: int
+
+    @property
+    def measures(self) -> Measures:
+        return self.inner.measures
+
+    def draw(self, path: Path, generator: object) -> int:
+        return self.cut
+
+    def log_probability(self, path: Path, cut: int) -> float:
+        return self.inner.log_probability(path, cut)
+
+    def most(self, path: Path, keep: int, cut: int) -> tuple[float, float]:
+        return self.inner.most(path, keep, cut)
 
 
 class Scripted:
@@ -207,7 +256,7 @@ class Scripted:
     def __init__(self, cut: int, coins: FloatArray | None) -> None:
         self.cut, self.coins = cut, coins
 
-    def at(self, stage: int, step: int) -> Scripted:
+    def at(self, stage: int, step: int, lane: int = 0) -> Scripted:
         return self
 
     def integers(self, high: int) -> int:
@@ -251,14 +300,28 @@ def agreement(counts: FloatArray, law: FloatArray) -> float:
     return float(scipy.stats.chisquare(observed, expected).pvalue)
 
 
-def trace(toy: Toy, chain: Chain, stream: Stream) -> Iterator[tuple[State, Move, Info, State]]:
+def trace(toy: Toy, chain: OneLane, stream: Stream) -> Iterator[tuple[Any, Any, Info, Any]]:
     """Run a chain to its end: (state before, move, what happened, state after) of every step."""
-    state = EMPTY_STATE
-    while not state.done:
-        move = chain.propose(state, stream)
-        after, info = chain.advance(state, move, decoded(toy, state, move))
+    state = chain.start()
+    while chain.result(state) is None:
+        move = chain.next_move(state, stream)
+        after, info = chain.settle(state, move, decoded(toy, state, move))
         yield state, move, info, after
         state = after
+
+
+def drawn(toy: Toy, algorithm: Algorithm[Any], stream: Stream) -> Result:
+    """Run an algorithm of any number of lanes to its end, each round decoded by the toy."""
+    state, exponents = algorithm.start(), algorithm.measures.exponents
+    while (result := algorithm.result(state)) is None:
+        moves = algorithm.propose(state, stream)
+        held = [tuple(tokens.tolist()) for tokens in algorithm.held(state)]
+        segments = [
+            None if (asked := move.request) is None else toy.decode(held[move.lane][: asked.keep], asked, exponents)
+            for move in moves
+        ]
+        state, _ = algorithm.advance(state, moves, segments, stream)
+    return result
 
 
 def decoded(toy: Toy, state: State, move: Move) -> Segment | None:
@@ -270,24 +333,25 @@ def decoded(toy: Toy, state: State, move: Move) -> Segment | None:
 class WithoutCutRatio(BlockwiseMetropolis):
     """Broken as the released code is: log n − log n' is left out of the ratio."""
 
-    def log_ratio(self, current: State, segment: Segment, keep: int) -> float:
+    def log_ratio(self, current: State, segment: Segment, keep: int, *rest: Any) -> float:
         cuts = math.log(len(current)) - math.log(keep + len(segment.tokens))
-        return super().log_ratio(current, segment, keep) - cuts
+        return super().log_ratio(current, segment, keep, *rest) - cuts
 
 
 class WithTruncatedWeights(BlockwiseMetropolis):
     """Broken as the released code is: the current suffix's weights are cut to the proposal's length."""
 
-    def log_ratio(self, current: State, segment: Segment, keep: int) -> float:
+    def log_ratio(self, current: State, segment: Segment, keep: int, *rest: Any) -> float:
         unseen = slice(keep + len(segment.tokens), None)
-        return super().log_ratio(current, segment, keep) + self.log_weight(current.log_p[unseen], current.log_q[unseen])
+        extra = self.log_weight(current.log_p[unseen], current.log_q[unseen])
+        return super().log_ratio(current, segment, keep, *rest) + extra
 
 
 class WithCappedProposals(BlockwiseMetropolis):
     """Broken as the released code is: a proposal is never longer than the current completion."""
 
-    def propose(self, state: State, stream: Stream) -> Move:
-        move = super().propose(state, stream)
+    def next_move(self, state: State, stream: Stream) -> Move:
+        move = super().next_move(state, stream)
         if state.step is None or move.request is None:
             return move
         room = len(state) - move.request.keep
@@ -298,8 +362,8 @@ class WithCappedProposals(BlockwiseMetropolis):
 class WithoutExclusion(BlockwiseMetropolis):
     """Broken as a careless coupled resume is: after a refusal the refused token can be drawn again."""
 
-    def propose(self, state: State, stream: Stream) -> Move:
-        move = super().propose(state, stream)
+    def next_move(self, state: State, stream: Stream) -> Move:
+        move = super().next_move(state, stream)
         if move.request is None:
             return move
         return dataclasses.replace(move, request=dataclasses.replace(move.request, excluded_first_token=None))

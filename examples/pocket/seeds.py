@@ -20,7 +20,7 @@ METRICS = {
     "bon_acc": "acc, best of N",
     "self_reward": "self-reward",
     "bon_self_reward": "self-reward, best of N",
-    "tokens_decoded": "tokens decoded a completion",
+    "tokens_decoded": "tokens decoded per completion",
 }
 
 
@@ -43,7 +43,7 @@ def cell(values: list[float]) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="folders that distill.sh has filled, one a seed")
+    parser.add_argument("folders", nargs="+", type=Path, help="folders that distill.sh has filled, one per seed")
     folders = parser.parse_args().folders
     if len(folders) < 2:
         parser.error("a standard error needs two folders at least")

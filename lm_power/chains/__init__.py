@@ -1,38 +1,36 @@
-"""The algorithms: State in, Move out, Segment in, State out. No model, no lm-eval, no I/O."""
+"""The algorithms, one file each: State in, moves out, segments in, State out. No model, no lm-eval, no I/O."""
 
 from __future__ import annotations
 
 from lm_power.chains.ancestral import Ancestral
-from lm_power.chains.base import EMPTY_STATE, Chain, Info, Move, State, Stream
-from lm_power.chains.metropolis import BlockwiseMetropolis, PowerInf
-from lm_power.config import SamplerConfig
+from lm_power.chains.base import EMPTY_PATH, Algorithm, Info, Move, OneLane, Path, Result, Step, Stream
+from lm_power.chains.metropolis import BlockwiseMetropolis, PowerInf, Proposal
+from lm_power.chains.registry import METHODS, Method, make_algorithm
+from lm_power.chains.rejection import Rejection, TriesExhausted
+from lm_power.chains.smc import SMC
+from lm_power.chains.sps import ScalablePowerSampling
+from lm_power.chains.tempering import Tempering
 
 __all__ = [
-    "EMPTY_STATE",
+    "EMPTY_PATH",
+    "METHODS",
+    "SMC",
+    "Algorithm",
     "Ancestral",
     "BlockwiseMetropolis",
-    "Chain",
     "Info",
+    "Method",
     "Move",
+    "OneLane",
+    "Path",
     "PowerInf",
-    "State",
+    "Proposal",
+    "Rejection",
+    "Result",
+    "ScalablePowerSampling",
+    "Step",
     "Stream",
-    "make_chain",
+    "Tempering",
+    "TriesExhausted",
+    "make_algorithm",
 ]
-
-
-def make_chain(config: SamplerConfig) -> Chain:
-    """The chain for `config.method`."""
-    beta, limit = config.token_alpha, config.max_new_tokens
-    if config.method in ("standard", "temperature"):
-        return Ancestral(beta, limit)
-    kind = PowerInf if config.method == "power_inf" else BlockwiseMetropolis
-    return kind(
-        config.alpha,
-        beta,
-        config.block_size,
-        config.mcmc_steps,
-        limit,
-        coupled_resume=config.coupled_resume,
-        early_rejection=config.early_rejection,
-    )

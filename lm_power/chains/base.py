@@ -1,92 +1,135 @@
-"""What every chain has: its state, its keyed random numbers, its protocol."""
+"""What every algorithm has: paths, moves, keyed random numbers, and the protocol between it and the scheduler."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from typing_extensions import Self
 
-from lm_power.decoding import FinishedBy, FloatArray, IntArray, Request, Segment
+from lm_power.decoding import FinishedBy, FloatArray, IntArray, Measures, Request, Segment
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
-    """A chain's current completion and its place in the schedule.
+class Path:
+    """A completion, finished or not, with the numbers that it was drawn with.
 
     Attributes:
-        tokens, log_p, log_q: [n], as in `Segment`, for the whole completion.
+        tokens, log_p, log_q, log_z, entropy: as in `Segment`, for the whole completion.
         finished_by: why the completion is terminal at its horizon; None before the first draw.
-        stage: stage k = 1, 2, … of the schedule (SPEC: horizon L_k = min(k·B, T)).
-        step: Metropolis-Hastings steps done in this stage; None until the stage's extension is done.
-        done: the chain has finished; the completion is its result.
     """
 
     tokens: IntArray
     log_p: FloatArray
     log_q: FloatArray
     finished_by: FinishedBy | None = None
-    stage: int = 1
-    step: int | None = None
-    done: bool = False
+    log_z: FloatArray | None = None
+    entropy: FloatArray | None = None
 
     def __len__(self) -> int:
         """Completion length in tokens."""
         return len(self.tokens)
 
-    def spliced(self, keep: int, segment: Segment) -> State:
-        """This state with everything from token `keep` on replaced by `segment`."""
+    @property
+    def ended(self) -> bool:
+        """Whether it ended by EOS or a stop string, so that no later horizon can make it longer."""
+        return self.finished_by in (FinishedBy.EOS, FinishedBy.STOP)
+
+    def spliced(self, keep: int, segment: Segment) -> Self:
+        """This path with everything from token `keep` on replaced by `segment`."""
         return dataclasses.replace(
             self,
             tokens=np.concatenate([self.tokens[:keep], segment.tokens]),
             log_p=np.concatenate([self.log_p[:keep], segment.log_p]),
             log_q=np.concatenate([self.log_q[:keep], segment.log_q]),
+            log_z=_joined(self.log_z, keep, segment.log_z),
+            entropy=_joined(self.entropy, keep, segment.entropy),
             finished_by=segment.finished_by,
         )
 
 
-EMPTY_STATE = State(np.empty(0, np.int64), np.empty(0), np.empty(0))
+def _joined(before: FloatArray | None, keep: int, after: FloatArray | None) -> FloatArray | None:
+    return after if before is None or after is None else np.concatenate([before[:keep], after])
+
+
+EMPTY_PATH = Path(np.empty(0, np.int64), np.empty(0), np.empty(0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """What a chain does next; all its random choices but the tokens to be decoded are made.
+    """What an algorithm wants to have decoded next in one lane; all its random choices but the tokens are made.
 
     Attributes:
-        request: what has to be decoded; None where the proposal is the current completion itself.
-        cut: the cut i of a Metropolis-Hastings proposal, tokens; None for an extension.
-        log_uniform: log u of the acceptance test; None for an extension, which is taken as it comes.
+        request: what has to be decoded; None where the outcome is known without decoding anything.
+        lane: the lane that decodes it.
+        source: the lane whose settled completion the lane takes over first; None: it goes on from its own. A lane
+            that is the source of others has itself no source in the same round.
     """
 
     request: Request | None
-    cut: int | None = None
-    log_uniform: float | None = None
+    lane: int = 0
+    source: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A Metropolis-Hastings step, for the record.
+
+    Attributes:
+        stage: stage k = 1, 2, … of the schedule.
+        cut: the cut i, tokens: what was kept of the completion as it then was.
+        length: the completion's length n before the step, tokens.
+        accepted: the proposal was accepted.
+        changed: the step led to another completion: the proposal was accepted, and differed from the current one.
+    """
+
+    stage: int
+    cut: int
+    length: int
+    accepted: bool
+    changed: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What happened in one `advance`: diagnostics only.
+    """What became of one move.
 
     Attributes:
-        proposed: the move was a Metropolis-Hastings proposal (not an extension).
-        accepted: the segment is part of the new state; if not, the old state stands.
-        log_ratio: log acceptance ratio r, nats; None for an extension, and for a proposal rejected before it
-            was terminal.
+        kept: what was decoded is part of the lane's completion from now on; if not, the old completion stands.
+        step: the Metropolis-Hastings step that the move was; None for any other.
+        log_ratio: log acceptance ratio r of the step, nats; None for a proposal rejected before it was terminal.
     """
 
-    proposed: bool
-    accepted: bool
+    kept: bool
+    step: Step | None = None
     log_ratio: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Stream:
-    """Random numbers keyed by (seed, prompt, repeat) and addressed by (stage, step).
+class Result:
+    """What an algorithm hands back when it is done.
 
-    A generator of its own for each step, keyed by a hash (Philox, Salmon et al. 2011): what a chain draws at a
-    stage and step depends on nothing else, so completions do not depend on batch size, order, other requests
+    Attributes:
+        path: the completion.
+        diagnostics: numbers of the method's own, such as `log_z` (nats) or `ess`, by name.
+        companions: other completions that it has drawn on the way and that have a meaning of their own: those of the
+            lower rungs of a ladder, in order.
+    """
+
+    path: Path
+    diagnostics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    companions: tuple[Path, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Random numbers keyed by (seed, prompt, repeat) and addressed by (stage, step, lane).
+
+    A generator of its own for each address, keyed by a hash (Philox, Salmon et al. 2011): what an algorithm draws at an
+    address depends on nothing else, so completions do not depend on batch size, order, other requests
     or process count.
     """
 
@@ -97,9 +140,10 @@ class Stream:
         """The stream of the `repeat`-th completion of a prompt."""
         return cls(_digest(f"{seed}|{repeat}|{','.join(map(str, prompt_ids))}".encode()))
 
-    def at(self, stage: int, step: int) -> np.random.Generator:
-        """The generator for one step; two calls with the same arguments give the same numbers."""
-        words = np.frombuffer(_digest(b"%b%d|%d" % (self.key, stage, step)), np.uint64)
+    def at(self, stage: int, step: int, lane: int = 0) -> np.random.Generator:
+        """The generator for one step of a lane; two calls with the same arguments give the same numbers."""
+        address = b"%b%d|%d" % (self.key, stage, step) + (b"|%d" % lane if lane else b"")
+        words = np.frombuffer(_digest(address), np.uint64)
         return np.random.Generator(np.random.Philox(_Key(words)))  # type: ignore[arg-type]
 
 
@@ -118,21 +162,105 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-class Chain(Protocol):
-    """An algorithm: State in, Move out, Segment in, State out. It knows no model and does no I/O."""
+S = TypeVar("S")
+M = TypeVar("M", bound=Move)
 
-    def propose(self, state: State, stream: Stream) -> Move:
-        """What to do next. `state.done` must be false."""
+
+class Algorithm(Protocol[S]):
+    """A way to draw one completion: State in, moves out, segments in, State out. It knows no model and does no I/O.
+
+    A job has one or more **lanes**, each of which holds a completion. The algorithm goes in **rounds**: `propose` makes
+    the moves of a round, at most one per lane; the scheduler has them decoded side by side, wherever there is room;
+    once all have come back, `advance` settles them. A lane that has no part in a round may lose its place in the
+    engine; what it holds is then prefilled again when it is needed.
+
+    States are immutable, and all that is drawn is a function of the state and the stream alone. So a job can be
+    taken up again from its state at any time, and the completion does not depend on what else is decoded.
+
+    Attributes:
+        lanes: completions that a job holds at the same time, at most.
+        rewinds: whether proposals overwrite a completion that may have to be put back (for the plan of memory).
+        measures: what has to be known of each next-token distribution.
+    """
+
+    @property
+    def lanes(self) -> int: ...  # noqa: D102
+
+    @property
+    def rewinds(self) -> bool: ...  # noqa: D102
+
+    @property
+    def measures(self) -> Measures: ...  # noqa: D102
+
+    def start(self) -> S:
+        """The state before anything is decoded: every lane holds an empty completion."""
         ...
 
-    def advance(self, state: State, move: Move, segment: Segment | None) -> tuple[State, Info]:
-        """The next state, given what was decoded for `move.request` (None where there is no request)."""
+    def propose(self, state: S, stream: Stream) -> Sequence[Move]:
+        """The moves of the next round, at least one. `result(state)` must be None."""
         ...
 
-    def if_rejected(self, state: State, move: Move) -> State | None:
-        """The next state if the move's proposal is rejected; None where it cannot be."""
+    def advance(
+        self, state: S, moves: Sequence[Any], segments: Sequence[Segment | None], stream: Stream
+    ) -> tuple[S, Sequence[Info]]:
+        """The next state, and what became of each move, given what was decoded (None where there was no request)."""
         ...
 
-    def work_left(self, state: State) -> float:
-        """Tokens that may still have to be decoded until the chain is done: a guess, to compare chains by."""
+    def if_rejected(self, state: S, moves: Sequence[Any]) -> S | None:
+        """The next state if the round's only move is rejected; None where it cannot be, or where lanes are several.
+
+        What is proposed from that state can be decoded ahead.
+        """
         ...
+
+    def held(self, state: S) -> Sequence[IntArray]:
+        """The settled completion of each lane, as token ids."""
+        ...
+
+    def work_left(self, state: S) -> float:
+        """Tokens that may still have to be decoded one after another: a guess, to compare jobs by."""
+        ...
+
+    def result(self, state: S) -> Result | None:
+        """The completion, once it is drawn; None before."""
+        ...
+
+
+class OneLane:
+    """The part that algorithms of a single lane share: a round is one move.
+
+    A subclass has `next_move`, `settle` and, if something can be decoded ahead, `after_rejection`.
+    """
+
+    lanes = 1
+    rewinds = True
+    measures = Measures()
+
+    def propose(self, state: Any, stream: Stream) -> Sequence[Move]:
+        """The next move alone."""
+        return (self.next_move(state, stream),)
+
+    def advance(
+        self, state: Any, moves: Sequence[Any], segments: Sequence[Segment | None], stream: Stream
+    ) -> tuple[Any, Sequence[Info]]:
+        """Settle the one move."""
+        (move,), (segment,) = moves, segments
+        state, info = self.settle(state, move, segment)
+        return state, (info,)
+
+    def if_rejected(self, state: Any, moves: Sequence[Any]) -> Any:
+        """As `after_rejection`."""
+        (move,) = moves
+        return self.after_rejection(state, move)
+
+    def next_move(self, state: Any, stream: Stream) -> Move:
+        """What to do next."""
+        raise NotImplementedError
+
+    def settle(self, state: Any, move: Any, segment: Segment | None) -> tuple[Any, Info]:
+        """The next state, given what was decoded for the move's request."""
+        raise NotImplementedError
+
+    def after_rejection(self, state: Any, move: Any) -> Any:
+        """The next state if the move is rejected; None where it cannot be."""
+        return None

@@ -4,27 +4,73 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lm_power.chains.base import Info, Move, State, Stream
-from lm_power.decoding import Bound, FinishedBy, FloatArray, Request, Segment
+from lm_power.chains.base import Info, Move, OneLane, Path, Result, Step, Stream
+from lm_power.chains.cuts import Cuts, EntropyCuts, LastBlockCuts, UniformCuts
+from lm_power.decoding import Bound, FloatArray, IntArray, Measures, Request, Segment
+
+if TYPE_CHECKING:
+    from lm_power.config import SamplerConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockwiseMetropolis:
+class State(Path):
+    """A chain's current completion and its place in the schedule.
+
+    Attributes:
+        stage: stage k = 1, 2, … of the schedule, with the horizon `L_k = min(k·B, T)`.
+        step: Metropolis-Hastings steps done in this stage; None until the stage's extension is done.
+        done: the chain has finished; the completion is its result.
+    """
+
+    stage: int = 1
+    step: int | None = None
+    done: bool = False
+
+
+UNIFORM = UniformCuts()
+EMPTY_STATE = State(np.empty(0, np.int64), np.empty(0), np.empty(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal(Move):
+    """A Metropolis-Hastings proposal. Without a request it is the current completion itself, or cannot be accepted.
+
+    Attributes:
+        cut: the cut i, tokens.
+        log_uniform: log u of the acceptance test.
+        hopeless: it cannot be accepted, whatever is drawn: the way back does not exist.
+    """
+
+    cut: int = 0
+    log_uniform: float = 0.0
+    hopeless: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockwiseMetropolis(OneLane):
     """The schedule of Karan & Du (2025, Algorithm 1) with a step that is exact for variable lengths.
 
     Stage k = 1, 2, …: unless the completion has ended by EOS or stop, extend it with q to the horizon
-    `L_k = min(k·B, T)`; then N Metropolis-Hastings steps at that horizon. The chain is finished when a stage
-    ends with a completion ended by EOS or stop, or at `L_k = T`.
+    `L_k = min(k·B, T)`; then N Metropolis-Hastings steps at that horizon. The schedule ends when a stage ends with a
+    completion ended by EOS or stop, or at `L_k = T`. Then come M final steps at the horizon T.
 
-    One step, from x of length n: cut i uniform on {0, …, n−1}; keep x_<i and draw a new suffix from q until
-    terminal at the horizon, which gives y of length n'; accept with probability `min(1, exp(r))`.
+    One step, from x of length n: draw a cut i from c(· | x), uniform on {0, …, n−1} by default; keep x_<i and draw a
+    new suffix from q until terminal at the horizon, which gives y of length n'; accept with probability `min(1,
+    exp(r))`.
 
-    Departures from the paper's released code, each needed for the law to be p^alpha: a proposal may be
+    **What is exact.** Each step leaves p^alpha *at its horizon* invariant. With one block (B ≥ T) the completion's
+    distribution tends to p^alpha as N grows. With several blocks it does not, however large N: stage k tends to
+    p^alpha on sequences cut at L_k, where an unfinished prefix counts with p(prefix)^alpha, which is more than all its
+    completions count together; so too few chains finish there, and those that do stop moving. Final steps mend it:
+    with M > 0 the distribution tends to p^alpha as M grows. M = 0 is the paper's schedule.
+
+    Departures from the paper's released code, each needed for a step to leave p^alpha invariant: a proposal may be
     longer than the current completion; both suffixes are weighed in full; the ratio of cut probabilities
-    n/n' enters; random streams are seeded.
+    enters; random streams are seeded.
 
     **Coupled resume** draws the same y from fewer tokens. At t = i, i+1, … keep x_t with probability q(x_t);
     at the first refusal, at j, draw y_j from q without x_j, and go on freely. For any x, y is a draw from q:
@@ -33,8 +79,13 @@ class BlockwiseMetropolis:
 
     **Early rejection** draws u first and stops decoding once r must end below log u. Every token weight is
     ≤ 0 for 1 ≤ beta ≤ alpha: `w_t = log Z_beta + (alpha − beta)·log p(y_t)`, and `Z_beta = Σ_v p(v)^beta ≤ 1`.
-    And n' can only grow. So what r has come to is an upper bound of what it ends at, and a proposal that is
-    stopped would have been rejected: the completions are the same.
+    And c(i | y) can only fall as y grows. So what r has come to is an upper bound of what it ends at, and a proposal
+    that is stopped would have been rejected: the completions are the same.
+
+    **Exploring steps**, a share of all, propose from p itself: q = p, `w_t = (alpha − 1)·log p`. They are for
+    decoders whose q cannot produce every token. Such a q alone would sample p^alpha confined to what q reaches; each
+    kernel leaves p^alpha invariant, and with both the chain reaches everything. A step from q whose current suffix has
+    a token that q cannot produce is rejected at once: the way back does not exist.
 
     Attributes:
         alpha: exponent of the target.
@@ -44,6 +95,11 @@ class BlockwiseMetropolis:
         max_new_tokens: T, tokens.
         coupled_resume: draw proposals coupled to the current completion.
         early_rejection: let the engine stop proposals that cannot be accepted any more.
+        final_steps: M.
+        cuts: the distribution of cuts.
+        explore: share of the steps that propose from p.
+        foreign: log q comes from another model than log p, so that token weights may be positive; early rejection must
+            be off.
     """
 
     alpha: float
@@ -53,97 +109,169 @@ class BlockwiseMetropolis:
     max_new_tokens: int
     coupled_resume: bool = True
     early_rejection: bool = True
+    final_steps: int = 0
+    cuts: Cuts = UNIFORM
+    explore: float = 0.0
+    foreign: bool = False
+
+    @classmethod
+    def from_config(cls, config: SamplerConfig) -> BlockwiseMetropolis:
+        """The chain that some options describe."""
+        return cls(
+            config.alpha,
+            config.beta,
+            config.block_size,
+            config.mcmc_steps,
+            config.max_new_tokens,
+            coupled_resume=config.coupled_resume,
+            early_rejection=config.early_rejection,
+            final_steps=config.final_steps,
+            cuts=_cuts(config),
+        )
+
+    @property
+    def measures(self) -> Measures:  # type: ignore[override]
+        """Those of the cuts."""
+        return self.cuts.measures
+
+    @property
+    def stages(self) -> int:
+        """Stages of the schedule, final steps excepted: ⌈T/B⌉."""
+        return -(-self.max_new_tokens // self.block_size)
 
     def horizon(self, stage: int) -> int:
-        """`L_k = min(k·B, T)`, tokens."""
+        """`L_k = min(k·B, T)`, tokens; T for the final steps, which are stage ⌈T/B⌉ + 1."""
         return min(stage * self.block_size, self.max_new_tokens)
 
-    def propose(self, state: State, stream: Stream) -> Move:
+    def start(self) -> State:
+        """Nothing drawn yet."""
+        return EMPTY_STATE
+
+    def held(self, state: State) -> tuple[IntArray]:
+        """The current completion."""
+        return (state.tokens,)
+
+    def result(self, state: State) -> Result | None:
+        """The current completion, once the schedule is through."""
+        return Result(state) if state.done else None
+
+    def next_move(self, state: State, stream: Stream) -> Move:
         """The stage's extension, or a Metropolis-Hastings proposal."""
         horizon = self.horizon(state.stage)
         if state.step is None:
             uniforms = stream.at(state.stage, 0).random(horizon - len(state))
             return Move(Request(len(state), horizon, self.beta, uniforms))
-        generator = stream.at(state.stage, state.step + 1)
-        cut = int(generator.integers(len(state)))
+        return self.proposal(state, horizon, stream.at(state.stage, state.step + 1))
+
+    def proposal(self, state: State, horizon: int, generator: np.random.Generator, lane: int = 0) -> Proposal:
+        """A Metropolis-Hastings proposal at some horizon, with the random numbers of `generator`."""
+        cut = self.cuts.draw(state, generator)
         # 1 − random() lies in (0, 1], where the logarithm is finite.
         log_uniform = math.log1p(-generator.random())
+        explore = self.explore > 0 and bool(generator.random() < self.explore)
+        log_q = state.log_p if explore else state.log_q
+        if np.isneginf(log_q[cut:]).any():
+            return Proposal(None, lane, cut=cut, log_uniform=log_uniform, hopeless=True)
         keep, excluded = cut, None
         if self.coupled_resume:
-            refused = generator.random(len(state) - cut) >= np.exp(state.log_q[cut:])
+            refused = generator.random(len(state) - cut) >= np.exp(log_q[cut:])
             first = int(refused.argmax())
             if not refused[first]:
-                return Move(None, cut, log_uniform)
+                return Proposal(None, lane, cut=cut, log_uniform=log_uniform)
             keep = cut + first
             excluded = int(state.tokens[keep])
-        bound = self.bound(state, keep, log_uniform) if self.early_rejection else None
+        bound = self.bound(state, keep, cut, log_uniform, explore) if self.early_rejection else None
         uniforms = generator.random(horizon - keep)
-        return Move(Request(keep, horizon, self.beta, uniforms, excluded, bound), cut, log_uniform)
+        beta = 1.0 if explore else self.beta
+        request = Request(keep, horizon, beta, uniforms, excluded, bound, explore)
+        return Proposal(request, lane, cut=cut, log_uniform=log_uniform)
 
-    def advance(self, state: State, move: Move, segment: Segment | None) -> tuple[State, Info]:
+    def settle(self, state: State, move: Move, segment: Segment | None) -> tuple[State, Info]:
         """Take over an extension; accept or reject a proposal. Then move on in the schedule."""
-        if move.log_uniform is None:
+        if not isinstance(move, Proposal):
             assert segment is not None and move.request is not None
-            return self._scheduled(state.spliced(move.request.keep, segment), step=0), Info(False, accepted=True)
-        step = (state.step or 0) + 1
-        if segment is None or move.request is None:  # y = x
-            info = Info(True, self.accepts(0.0, move.log_uniform), log_ratio=0.0)
-            return self._scheduled(state, step), info
-        if segment.finished_by is None:
-            return self._scheduled(state, step), Info(True, accepted=False)
-        keep = move.request.keep
-        log_ratio = self.log_ratio(state, segment, keep)
-        accepted = self.accepts(log_ratio, move.log_uniform)
-        info = Info(True, accepted, log_ratio)
-        return self._scheduled(state.spliced(keep, segment) if accepted else state, step), info
+            return self._scheduled(state.spliced(move.request.keep, segment), step=0), Info(kept=True)
+        after, info = self.judge(state, move, segment)
+        return self._scheduled(after, (state.step or 0) + 1), info
 
-    def if_rejected(self, state: State, move: Move) -> State | None:
+    def judge(self, state: State, move: Proposal, segment: Segment | None) -> tuple[State, Info]:
+        """Accept or reject a proposal; the schedule stands still."""
+        accepted = changed = False
+        log_ratio: float | None = None
+        after = state
+        if move.request is None or segment is None:  # y = x, which has nothing to gain and nothing to lose
+            accepted, log_ratio = not move.hopeless, -math.inf if move.hopeless else 0.0
+        elif segment.finished_by is not None:
+            keep = move.request.keep
+            log_ratio = self.log_ratio(state, segment, keep, move.cut, move.request.explore)
+            same = np.array_equal(segment.tokens, state.tokens[keep:])
+            accepted = same or self.accepts(log_ratio, move.log_uniform)
+            changed = accepted and not same
+            after = state.spliced(keep, segment) if accepted else state
+        step = Step(state.stage, move.cut, len(state), accepted, changed)
+        return after, Info(accepted, step, log_ratio)
+
+    def after_rejection(self, state: State, move: Move) -> State | None:
         """The same completion, one step on; None for an extension."""
-        return None if move.log_uniform is None else self._scheduled(state, (state.step or 0) + 1)
+        return self._scheduled(state, (state.step or 0) + 1) if isinstance(move, Proposal) else None
 
     def work_left(self, state: State) -> float:
         """Half the completion for each step left in this stage; N·(T² − L²)/(4B) for stages after it (Karan & Du).
 
         Unless it has ended by EOS or stop, a completion is taken to go on to T: the worst that can happen, and
-        what decides how long a batch takes.
+        what decides how long a batch takes. Final steps cost half the completion each.
         """
+        if state.stage > self.stages:
+            return (self.final_steps - (state.step or 0)) * len(state) / 2
         horizon = self.horizon(state.stage)
         steps = self.mcmc_steps - (state.step or 0)
-        if state.finished_by not in (None, FinishedBy.HORIZON):
-            return steps * len(state) / 2
+        if state.ended:
+            return (steps + self.final_steps) * len(state) / 2
         later = self.mcmc_steps * (self.max_new_tokens**2 - horizon**2) / (4 * self.block_size)
-        return steps * horizon / 2 + later + self.max_new_tokens - len(state)
+        final = self.final_steps * self.max_new_tokens / 2
+        return steps * horizon / 2 + later + final + self.max_new_tokens - len(state)
 
-    def log_ratio(self, current: State, segment: Segment, keep: int) -> float:
-        """`r = Σ_{t≥i} w_t(y) − Σ_{t≥i} w_t(x) + log n − log n'`, nats, for y = x_<keep and the segment.
+    def log_ratio(self, current: State, segment: Segment, keep: int, cut: int, explore: bool = False) -> float:
+        """`r = Σ_{t≥i} w_t(y) − Σ_{t≥i} w_t(x) + log c(i | y) − log c(i | x)`, nats, for y = x_<keep and the segment.
 
-        The last two terms are the reverse over the forward probability of the cut, which is uniform on the
-        length of the completion that it cuts.
+        The last two terms are the reverse over the forward probability of the cut: `log n − log n'` for uniform cuts.
         """
-        gain = self.log_weight(segment.log_p, segment.log_q)
-        gain -= self.log_weight(current.log_p[keep:], current.log_q[keep:])
-        return gain + math.log(len(current)) - math.log(keep + len(segment.tokens))
+        gain = self.log_weight(segment.log_p, segment.log_q, explore)
+        gain -= self.log_weight(current.log_p[keep:], current.log_q[keep:], explore)
+        proposed = current.spliced(keep, segment)
+        return gain + self.cuts.log_probability(proposed, cut) - self.cuts.log_probability(current, cut)
 
-    def log_weight(self, log_p: FloatArray, log_q: FloatArray) -> float:
-        """`Σ_t w_t` with `w_t = alpha·log p_t − log q_t`, nats; a w_t > 0, which only rounding makes, counts as 0."""
-        return float(np.minimum(self.alpha * log_p - log_q, 0).sum())
+    def log_weight(self, log_p: FloatArray, log_q: FloatArray, explore: bool = False) -> float:
+        """`Σ_t w_t` with `w_t = alpha·log p_t − log q_t`, nats, or `(alpha − 1)·log p_t` in an exploring step.
+
+        A w_t > 0 counts as 0: only rounding makes one, unless q is another model's.
+        """
+        if explore:
+            return (self.alpha - 1) * float(log_p.sum())
+        weights = self.alpha * log_p - log_q
+        return float((weights if self.foreign else np.minimum(weights, 0)).sum())
 
     def accepts(self, log_ratio: float, log_uniform: float) -> bool:
         """`log u ≤ r` with u uniform on (0, 1]: probability `min(1, exp(r))`."""
         return log_uniform <= log_ratio
 
-    def bound(self, current: State, keep: int, log_uniform: float) -> Bound:
+    def bound(self, current: State, keep: int, cut: int, log_uniform: float, explore: bool = False) -> Bound:
         """`r < log u`, as a condition on what the proposal has drawn so far."""
-        weight = self.log_weight(current.log_p[keep:], current.log_q[keep:])
-        return Bound(self.alpha, -1.0, -1.0, _below(log_uniform + weight - math.log(len(current))))
+        weight = self.log_weight(current.log_p[keep:], current.log_q[keep:], explore)
+        of_length, most = self.cuts.most(current, keep, cut)
+        value = _below(log_uniform + weight + self.cuts.log_probability(current, cut) - most)
+        return Bound(self.alpha - 1, 0.0, of_length, value) if explore else Bound(self.alpha, -1.0, of_length, value)
 
     def _scheduled(self, state: State, step: int) -> State:
-        if step < self.mcmc_steps:
+        last = state.stage > self.stages
+        if step < (self.final_steps if last else self.mcmc_steps):
             return dataclasses.replace(state, step=step)
-        ended = state.finished_by is not FinishedBy.HORIZON
-        if ended or self.horizon(state.stage) == self.max_new_tokens:
+        through = last or state.ended or self.horizon(state.stage) == self.max_new_tokens
+        if not through:
+            return dataclasses.replace(state, stage=state.stage + 1, step=None)
+        if last or self.final_steps == 0:
             return dataclasses.replace(state, step=step, done=True)
-        return dataclasses.replace(state, stage=state.stage + 1, step=None)
+        return dataclasses.replace(state, stage=self.stages + 1, step=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +281,7 @@ class PowerInf(BlockwiseMetropolis):
     Early rejection rests on log p ≤ 0 alone, so beta may be any.
     """
 
-    def log_ratio(self, current: State, segment: Segment, keep: int) -> float:
+    def log_ratio(self, current: State, segment: Segment, keep: int, cut: int, explore: bool = False) -> float:
         """`log p(y) − log p(x)`, nats: the shared prefix cancels."""
         return float(segment.log_p.sum() - current.log_p[keep:].sum())
 
@@ -161,9 +289,17 @@ class PowerInf(BlockwiseMetropolis):
         """`r > 0`, whatever the variate."""
         return log_ratio > 0
 
-    def bound(self, current: State, keep: int, log_uniform: float) -> Bound:
+    def bound(self, current: State, keep: int, cut: int, log_uniform: float, explore: bool = False) -> Bound:
         """`log p(y) < log p(x)`, as a condition on what the proposal has drawn so far."""
         return Bound(1.0, 0.0, 0.0, _below(float(current.log_p[keep:].sum())))
+
+
+def _cuts(config: SamplerConfig) -> Cuts:
+    if config.cut == "entropy":
+        return EntropyCuts(config.cut_share or 0.0, config.cut_power)
+    if config.cut == "last_block":
+        return LastBlockCuts(config.cut_share or 0.0, config.block_size)
+    return UniformCuts()
 
 
 def _below(value: float) -> float:

@@ -156,7 +156,16 @@ def prefer_spans(model: nn.Module) -> None:
     if not isinstance(base, PreTrainedModel) or base.config.is_encoder_decoder or not base.is_backend_compatible():
         return
     if _run_the_kernel({parameter.device for parameter in base.parameters()}):
+        before = base.config._attn_implementation
         base.set_attn_implementation(SPANS_ATTENTION)
+        base.lm_power_chose_attention_over = before
+
+
+def chosen_instead_of(model: nn.Module) -> str | None:
+    """The attention that a model had before `prefer_spans` chose another; None where it did not."""
+    base: Any = getattr(model, "get_base_model", lambda: model)()
+    before: str | None = getattr(base, "lm_power_chose_attention_over", None)
+    return before if getattr(base.config, "_attn_implementation", None) == SPANS_ATTENTION else None
 
 
 def _run_the_kernel(devices: Iterable[torch.device]) -> bool:

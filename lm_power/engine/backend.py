@@ -48,6 +48,7 @@ class HFBackend:
     Attributes:
         reads_spans: the attention reads each row's visible positions only, however many it is shown.
         replays: decode steps are recorded and replayed.
+        compiles_draw: where they are, the draw is compiled.
 
     Raises:
         UnsupportedModelError: encoder-decoder; recurrent, convolutional or otherwise unknown cache;
@@ -102,6 +103,7 @@ class HFBackend:
         heads = getattr(self.config, "num_attention_heads", self.shapes[0].heads)
         self.query_groups = max(1, heads // self.shapes[0].heads)  # query heads that share a key/value head
         self.replays = cuda_graphs and self._can_be_recorded()
+        self.compiles_draw = True
 
     def _can_be_recorded(self) -> bool:
         """Whether a decode step can be a CUDA graph; on CUDA, tells why not."""

@@ -12,15 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lm_power.decoding import Bound, Request
+from lm_power.decoding import Bound, Measures, Request
 from lm_power.engine.backend import HFBackend
 from lm_power.engine.cuda_graphs import CudaGraphs
 from lm_power.engine.kv_cache import RowCache
 from lm_power.engine.transfer import Fetch, send
-from lm_power.target import Drawn, draw_next
+from lm_power.target import Drawn, draw_next, measure_next
 
 NO_BOUND = Bound(0.0, 0.0, 0.0, -np.inf)
 NO_TOKEN = -1
+NO_MEASURES = Measures()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +78,17 @@ class DecodeStep:
         cache: keys and values of the rows.
         max_new_tokens: longest completion, tokens.
         pauses: [vocabulary] bool, tokens that may end a completion.
+        measures: what else is to be known of each next-token distribution.
     """
 
-    def __init__(self, backend: HFBackend, cache: RowCache, max_new_tokens: int, pauses: NDArray[np.bool_]) -> None:
+    def __init__(
+        self,
+        backend: HFBackend,
+        cache: RowCache,
+        max_new_tokens: int,
+        pauses: NDArray[np.bool_],
+        measures: Measures = NO_MEASURES,
+    ) -> None:
         self.backend, self.cache = backend, cache
         self.device = backend.input_device
         self._table = torch.zeros((FIELDS, cache.rows), dtype=torch.float64, device=self.device)
@@ -87,7 +96,9 @@ class DecodeStep:
         # One column more than can be drawn: where a row that has reached the longest length looks while it idles.
         self._uniforms = torch.zeros((cache.rows, max_new_tokens + 1), dtype=torch.float64, device=self.device)
         self._pauses = torch.from_numpy(pauses).to(self.device)
-        self._result = torch.zeros((4, cache.rows), dtype=torch.float64, device=self.device)
+        self.measures = measures
+        extra = len(measures.exponents) + measures.entropy
+        self._result = torch.zeros((4 + extra, cache.rows), dtype=torch.float64, device=self.device)
         # What the next launch takes in: columns of the table, with the rows' uniforms, and rows to go on with.
         self._posted: dict[int, tuple[float, ...]] = {}
         self._posted_uniforms = np.zeros(self._uniforms.shape)
@@ -96,7 +107,8 @@ class DecodeStep:
         self._draw: Callable[..., Drawn] = draw_next
         self._graphs: CudaGraphs | None = None
         if backend.replays:
-            self._draw = torch.compile(draw_next, fullgraph=True)  # anew for a second number of rows; then for any
+            if backend.compiles_draw:
+                self._draw = torch.compile(draw_next, fullgraph=True)  # anew for a second number of rows; then for any
             self._graphs = CudaGraphs(self.device)
 
     def begin(self, row: int, prompt: int, feed: int, request: Request) -> None:
@@ -140,7 +152,7 @@ class DecodeStep:
         self._results.append(Fetch(self._result))
 
     def collect(self) -> NDArray[np.float64]:
-        """[4, rows] of the oldest launch that has not been read: token, its log p, its log q, `Status`."""
+        """[4 + measures, rows] of the oldest launch not read: token, log p, log q, `Status`; `measure_next`."""
         values: NDArray[np.float64] = self._results.popleft().wait()
         return values
 
@@ -171,4 +183,6 @@ class DecodeStep:
         paused = self._pauses[tokens] | (state.length >= state.horizon)
         status = torch.where(below, Status.BELOW, paused + Status.RUNNING) * busy
         state.busy.copy_(status == Status.RUNNING)
-        torch.stack([tokens.double(), log_p, log_q, status.double()], out=self._result)
+        torch.stack([tokens.double(), log_p, log_q, status.double()], out=self._result[:4])
+        if len(self._result) > 4:
+            self._result[4:].copy_(measure_next(logits, self.measures))

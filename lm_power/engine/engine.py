@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm_power.decoding import FinishedBy, Request, Segment
+from lm_power.decoding import FinishedBy, Measures, Request, Segment
 from lm_power.engine.backend import HFBackend
-from lm_power.engine.decode_step import DecodeStep, Status
+from lm_power.engine.decode_step import NO_MEASURES, DecodeStep, Status
 from lm_power.engine.kv_cache import RowCache
 from lm_power.engine.stopping import StopStrings
 
@@ -56,6 +56,7 @@ class Engine:
         eos_ids: token ids that end a completion.
         stops: stop strings.
         counters: what to count in; default: counters of its own.
+        measures: what else is to be known of each next-token distribution.
         ahead: steps that are launched before a result is read; default: 1 on CUDA, else 0.
 
     Raises:
@@ -75,6 +76,7 @@ class Engine:
         eos_ids: Sequence[int],
         stops: StopStrings,
         counters: Counters | None = None,
+        measures: Measures = NO_MEASURES,
         ahead: int | None = None,
     ) -> None:
         self.backend, self.rows, self.stops = backend, rows, stops
@@ -85,7 +87,8 @@ class Engine:
         self._cache = RowCache(backend.shapes, rows, prompt_length + max_new_tokens)
         self._is_eos = np.zeros(backend.vocabulary, dtype=bool)
         self._is_eos[list(eos_ids)] = True
-        self._step = DecodeStep(backend, self._cache, max_new_tokens, self._is_eos | stops.candidates)
+        self._step = DecodeStep(backend, self._cache, max_new_tokens, self._is_eos | stops.candidates, measures)
+        self._measures = measures
         self._launched = 0  # steps launched
         self._landed = 0  # steps whose results have been read
         self._prompts: list[tuple[int, ...]] = [()] * rows  # whose keys and values lie in the row's first slots
@@ -97,6 +100,7 @@ class Engine:
         self._saved_history = np.zeros_like(self._history)
         self._log_p = np.zeros((rows, max_new_tokens))
         self._log_q = np.zeros((rows, max_new_tokens))
+        self._measured = np.zeros((rows, max_new_tokens, len(measures.exponents) + measures.entropy))
         self._prompt_length = np.ones(rows, np.int64)
         # As far as results have been read; the device may be `ahead` tokens further.
         self._busy = np.zeros(rows, dtype=bool)
@@ -208,7 +212,7 @@ class Engine:
 
     def _land(self) -> list[tuple[int, Segment]]:
         """Take in the oldest result that has not been read."""
-        tokens, log_p, log_q, status = self._step.collect()
+        tokens, log_p, log_q, status, *measured = self._step.collect()
         ran = np.flatnonzero((status != Status.IDLE) & self._busy & (self._since <= self._landed))
         self._landed += 1
         self.counters.steps += 1
@@ -221,6 +225,8 @@ class Engine:
         self._history[ran, at + 1] = tokens[ran]
         self._log_p[ran, at] = log_p[ran]
         self._log_q[ran, at] = log_q[ran]
+        for column, values in enumerate(measured):
+            self._measured[ran, at, column] = values[ran]
         self._length[ran] += 1
         self.counters.decoded += len(ran)
         self.counters.attended += int((self._prompt_length[ran] + at).sum())
@@ -245,9 +251,12 @@ class Engine:
 
     def _segment(self, row: int, reason: FinishedBy | None) -> Segment:
         start, stop = int(self._keep[row]), int(self._length[row])
+        measured, exponents = self._measured[row, start:stop].copy(), len(self._measures.exponents)
         return Segment(
             tokens=self._history[row, start + 1 : stop + 1].copy(),
             log_p=self._log_p[row, start:stop].copy(),
             log_q=self._log_q[row, start:stop].copy(),
             finished_by=reason,
+            log_z=measured[:, :exponents] if exponents else None,
+            entropy=measured[:, exponents] if self._measures.entropy else None,
         )

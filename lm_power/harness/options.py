@@ -14,6 +14,11 @@ from lm_power.config import LENGTH_NAMES, OptionError, SamplerConfig, check_name
 # The horizon is lm-eval's own option, max_gen_toks, with lm-eval's own aliases.
 SAMPLER_OPTIONS = tuple(name for name in option_names() if name != "max_new_tokens")
 LOADING_OPTIONS = ("cuda_graphs", "randomize_weights", "torch_compile")  # of the model: for --model_args alone
+# What changes the distribution that is sampled, in other libraries.
+_PENALTIES = (
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "length_penalty", "no_repeat_ngram_size",
+    "typical_p", "logit_bias", "bad_words_ids",
+)  # fmt: skip
 # What tasks that assume greedy or plain sampled decoding say; the model's `method` decides instead.
 _DECODING_NAMES = ("do_sample", "temperature", "top_k", "top_p", "min_p", "num_beams")
 
@@ -72,6 +77,12 @@ def plan_generation(
     for name in LOADING_OPTIONS:
         if name in generation:
             raise OptionError(f"{name} in --gen_kwargs: the model is loaded once; set it by --model_args")
+    for name in _PENALTIES:
+        if name in generation:
+            raise OptionError(
+                f"{name}={generation[name]}: there is no such option here, since the target is the model's own "
+                "distribution to the power alpha, which a penalty would change; leave it out"
+            )
     check_names(generation, known, "option in generation kwargs")
     lengths = {name: generation[name] for name in LENGTH_NAMES if generation.get(name) is not None}
     if len(set(lengths.values())) > 1:

@@ -20,8 +20,10 @@ from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine.attention import prefer_spans
 from lm_power.fingerprint import fingerprint
 from lm_power.harness.options import Plan, decoding_overruled, plan_generation, split_model_args, store_folder
+from lm_power.identity import Identity
+from lm_power.jobs import Job
 from lm_power.progress import progress_bar
-from lm_power.sampler import Job, PowerSampler
+from lm_power.sampler import PowerSampler
 from lm_power.store import CompletionStore, Provenance
 
 logger = logging.getLogger("lm_eval.power_hf")  # lm-eval shows INFO of its own loggers only
@@ -52,7 +54,7 @@ class PowerHF(HFLM):
         pretrained: Any,
         completions: str | None = None,
         randomize_weights: bool = False,
-        cuda_graphs: bool = True,
+        cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         **arguments: Any,
     ) -> None:
@@ -60,19 +62,22 @@ class PowerHF(HFLM):
         self.sampler_config = SamplerConfig().replace(**ours)
         switches = {"randomize_weights": randomize_weights, "cuda_graphs": cuda_graphs, "torch_compile": torch_compile}
         for name, switch in switches.items():
-            if not isinstance(switch, bool):
+            if not (isinstance(switch, bool) or (name == "cuda_graphs" and switch is None)):
                 raise OptionError(f"{name}={switch!r}: must be true or false")
         if randomize_weights and theirs.get("peft"):
             raise OptionError("randomize_weights=True with peft: an adapter on random weights is no control; drop one")
         self._completions = store_folder({"completions": completions})
         self._most_rows = theirs.get("max_batch_size")
+        if theirs.get("device") is None and not torch.cuda.is_available():
+            # HFLM would ask for "cuda" all the same.
+            theirs["device"] = "mps" if torch.backends.mps.is_available() else "cpu"
         super().__init__(pretrained, **theirs)
         if isinstance(pretrained, str) and theirs.get("attn_implementation") is None:
             prefer_spans(self.model)
         self._join_processes()
         if randomize_weights:
             randomize(self.model, self.sampler_config.seed)
-        self._randomized, self._cuda_graphs, self._torch_compile = switches.values()
+        self._randomized, self._cuda_graphs, self._torch_compile = randomize_weights, cuda_graphs, torch_compile
 
     @functools.cached_property
     def sampler(self) -> PowerSampler:
@@ -90,8 +95,7 @@ class PowerHF(HFLM):
     def model_name(self) -> str:
         """The model as the store records it: "name@fingerprint"."""
         name = self.pretrained if isinstance(self.pretrained, str) else self.model.name_or_path
-        parts = [str(name), *([f"peft={self.peft}"] if self.peft else []), *(["RandW"] * self._randomized)]
-        return f"{'+'.join(parts)}@{fingerprint(self.model)}"
+        return str(Identity(str(name), self.peft or None, self._randomized, fingerprint(self.model)))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Completion]:
         """One `Completion` (a `str`) a request, in the order of the requests.
@@ -223,7 +227,9 @@ class PowerHF(HFLM):
         longest = max(len(job.prompt_ids) for job in askers) + plan.config.max_new_tokens
         most = self._most_rows if self.batch_size == "auto" else None
         rows = self.sampler.rows_for(min(len(askers), most or len(askers)), longest, plan.config)
-        with progress_bar(len(askers), show, done=len(askers) - len(missing)) as progress:
+        # The ranks do not speak to one another until all have finished: rank 0 shows its own share, and says so.
+        title = "Sampling" if self.world_size == 1 else f"Sampling, process 1 of {self.world_size}"
+        with progress_bar(len(askers), show, done=len(askers) - len(missing), title=title) as progress:
             for index, completion in self.sampler.sample(missing, plan.config, plan.stop, rows=rows, progress=progress):
                 job = missing[index]
                 if store is not None:

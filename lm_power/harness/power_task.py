@@ -26,7 +26,11 @@ class PowerTask(ConfigurableTask):
     """
 
     def __init__(
-        self, data_dir: Any = None, cache_dir: Any = None, download_mode: Any = None, config: dict | None = None
+        self,
+        data_dir: Any = None,
+        cache_dir: Any = None,
+        download_mode: Any = None,
+        config: dict[str, Any] | None = None,
     ) -> None:
         settings = {name: value for name, value in (config or {}).items() if name != "class"}
         repeats = completions_a_problem("repeats", settings.get("repeats", 1), "repeats: 8")

@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "does power sampling raise what goes with self-reward? from stores of completions; no labels needed"
+HELP = "show whether sharpening can help a model, from stores of completions; no labels are needed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
         "--base", type=Path, required=True, metavar="STORE",
-        help="completions= folder of a run with method=standard, two completions a prompt or more (--gen_kwargs n=8)",
+        help="completions= folder of a run with method=standard, two completions per prompt or more (--gen_kwargs n=8)",
     )  # fmt: skip
     parser.add_argument(
         "--power", type=Path, required=True, nargs="+", metavar="STORE",
@@ -29,11 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperatures", nargs="+", default=[], metavar="RUN",
         help="lm-eval output folders (--output_path, --log_samples) of runs with method=temperature or standard",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where tables and figures go")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the tables and figures")
     parser.add_argument(
-        "--common-prompts", action="store_true", help="leave out prompts that not all stores have, in place of refusing"
+        "--common-prompts", action="store_true", help="leave out prompts that some stores lack, instead of refusing"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:

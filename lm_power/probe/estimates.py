@@ -1,18 +1,18 @@
-"""The covariance probe: does power sampling raise what goes with self-reward, and only that?
+"""The covariance probe: does power sampling raise what co-varies with self-reward, and only that?
 
 Two experiments of Tomihari & Sato (2026), on completions that are stored already, and on any model:
 
-* `probe`: "Synthetic random rewards" and Figure 3. A reward made of a hash has nothing to do with the model; mixed with
-  self-reward it has as much to do with it as we please. Proposition 4 says that its gain under power sampling goes
-  by that covariance.
+* `probe`: "Synthetic random rewards" and Figure 3. A reward made from a hash has nothing to do with the model; mixed
+  with self-reward it has any covariance with it that we choose. By Proposition 4 its gain under power sampling should
+  rise in proportion to that covariance.
 * `slope_and_covariance`: Proposition 4 itself, `d/dα E_π[r] = Cov_π(r, log p)`, for any reward.
 
 **What is standardised over what.** Proposition 4 holds for each prompt by itself, so every covariance here is taken
-within a prompt and then averaged over the prompts, each counting once: that some prompts have higher self-rewards
-than others is no covariance that sampling could use. Hash and self-reward are therefore standardised by their
-standard deviation within prompts (square root of the mean variance within a prompt), and by one constant for all
-prompts: one for each prompt would be noise where N is small, and does not exist where all completions agree. Their
-means cancel in covariances and gains. The constants come from the base completions and are applied to both.
+within a prompt and then averaged over the prompts, each counting once: sampling cannot use the fact that some prompts
+have higher self-rewards than others. Hash and self-reward are therefore standardised by their standard deviation
+within prompts (square root of the mean variance within a prompt), and by one constant for all prompts: a constant per
+prompt would be noise where N is small, and does not exist where all completions agree. Their means cancel in
+covariances and gains. The constants come from the base completions and are applied to both.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Draws:
 
     Attributes:
         hash_reward: `hash_reward` of each.
-        self_reward: `(1/|x|) Σ_t log p(x_t | x_<t)`, nats a token.
+        self_reward: `(1/|x|) Σ_t log p(x_t | x_<t)`, nats per token.
         log_prob: log p(x | prompt), nats.
     """
 
@@ -88,7 +88,7 @@ class Probe:
     Attributes:
         points: by rising weight.
         line: fitted to them.
-        self_reward_sd: within base prompts, nats a token: the unit of z(self-reward).
+        self_reward_sd: within base prompts, nats per token: the unit of z(self-reward).
         hash_sd: within base prompts; about √(1/12) where completions differ.
         prompts: how many.
     """

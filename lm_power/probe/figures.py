@@ -79,7 +79,7 @@ def write_temperature_figure(rows: Sequence[TemperatureRow], folder: Path) -> Fi
             axes.errorbar(temperatures, values, yerr=errors, capsize=3, **vars(style))
         share_axis(upper)
         upper.set_ylabel("accuracy")
-        lower.set_ylabel("self-reward\n(nats a token)")
+        lower.set_ylabel("self-reward\n(nats per token)")
         lower.set_xlabel("decoding temperature")
         upper.set_title("Sampling token by token at a temperature")
         best = max(rows, key=lambda row: row.accuracy.value)

@@ -13,8 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lm_power.cli import UserError
+from lm_power.identity import Identity
 from lm_power.probe.estimates import Draws, hash_reward
-from lm_power.store import Record, StoreError, fingerprint_of, read_store
+from lm_power.store import Record, StoreError, read_store
 
 Prompt = tuple[int, ...]  # token ids: what the model saw
 _ENDS = ("max_new_tokens", "stop", "eos_ids")  # options that decide what counts as a whole completion
@@ -61,7 +62,7 @@ class StoredDraws:
 
     @property
     def n(self) -> str:
-        """Completions a prompt: "8", or "3 to 8" where prompts differ."""
+        """Completions per prompt: "8", or "3 to 8" where prompts differ."""
         counts = sorted({len(draws.log_prob) for draws in self.draws.values()})
         return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
@@ -88,8 +89,10 @@ def read_draws(folder: Path) -> list[StoredDraws]:
         raise UserError(
             f"{folder}: holds no completions (lines of *.jsonl); name the folder given to the run as completions="
         )
-    if len({fingerprint_of(model) for model in models}) > 1:
-        raise UserError(f"{folder}: holds completions of several models ({', '.join(sorted(models))}); one a folder")
+    if len({Identity.parse(model).key for model in models}) > 1:
+        raise UserError(
+            f"{folder}: holds completions of several models ({', '.join(sorted(models))}); keep one in each folder"
+        )
     return [_sample(folder, min(models), records) for records in lines.values()]
 
 
@@ -113,18 +116,18 @@ def pair(base: StoredDraws, other: StoredDraws, common: bool) -> tuple[list[Draw
     """The completions of both by prompt, in the same order.
 
     Args:
-        base: two completions a prompt or more.
-        other: one a prompt or more.
+        base: two completions per prompt or more.
+        other: one per prompt or more.
         common: leave out prompts that only one of them has, in place of refusing.
 
     Raises:
         UserError: different models, ends of completions or prompts; too few completions or prompts.
     """
     both = f"{base.folder} and {other.folder}"
-    if fingerprint_of(base.model) != fingerprint_of(other.model):
+    if Identity.parse(base.model).key != Identity.parse(other.model).key:
         raise UserError(
-            f"{both}: completions of different models ({base.model}, {other.model}); a gain is that of a way of "
-            "sampling, with one model"
+            f"{both}: completions of different models ({base.model}, {other.model}); a gain compares two ways of "
+            "sampling from one model"
         )
     for name in _ENDS:
         if base.options[name] != other.options[name]:

@@ -10,23 +10,23 @@ from lm_power.probe.temperatures import TemperatureRow
 from lm_power.report.tables import Column, Table
 
 _READING = (
-    "A reward made of a hash of prompt and completion has nothing to do with the model. Mixed with self-reward, "
-    "r = w z(self-reward) + √(1 − w²) z(hash), it co-varies with it as we please. The gain is the mean of r over the "
-    "sharpened completions less that over the base's; the line is gain = intercept + slope × Cov(r, z(self-reward)) "
-    "over the swept w. All is taken within a prompt and averaged over prompts; z divides by the standard deviation "
-    "within base prompts, for both. ± is a standard error over prompts (bootstrap). The points differ only in w: a "
-    "straight line through 0 says that the hash gained nothing, and the slope by how many standard deviations "
-    "self-reward rose. The fit's own error is small because the points share their completions; it does not say how "
-    "well the slope is known."
+    "A reward made from a hash of prompt and completion has nothing to do with the model. Mixed with self-reward, "
+    "r = w z(self-reward) + √(1 − w²) z(hash), it has any covariance with self-reward that we choose. The gain is the "
+    "mean of r over the sharpened completions minus its mean over the base's; the line is gain = intercept + slope × "
+    "Cov(r, z(self-reward)), fitted over the values of w. Everything is computed within a prompt and averaged over "
+    "prompts; z divides by the standard deviation within base prompts, for both sets of completions. ± is a standard "
+    "error over prompts (bootstrap). The points differ only in w: a straight line through 0 means that the hash gained "
+    "nothing, and its slope says by how many standard deviations self-reward rose. The fit's own error is small "
+    "because the points share their completions; it does not say how well the slope is known."
 )
 
 
 def line_table(base: StoredDraws, others: Sequence[StoredDraws], probes: Sequence[Probe]) -> Table:
-    """One fitted line a way of sampling."""
+    """One fitted line per way of sampling."""
     return Table(
         key="lines",
         title="Random rewards: gain against covariance with self-reward",
-        caption=f"Model {base.model}. Base: {base.label}, {base.n} completions a prompt, {base.folder}. {_READING}",
+        caption=f"Model {base.model}. Base: {base.label}, {base.n} completions per prompt, {base.folder}. {_READING}",
         columns=(
             Column("sampling", "Sampling"),
             Column("prompts", "Prompts"),
@@ -35,7 +35,7 @@ def line_table(base: StoredDraws, others: Sequence[StoredDraws], probes: Sequenc
             Column("intercept", "Intercept"),
             Column("fit_stderr", "Fit's error of the slope", 4),
             Column("r_squared", "R²", 4),
-            Column("self_reward_sd", "Self-reward, SD within base prompts, nats a token"),
+            Column("self_reward_sd", "Self-reward, SD within base prompts, nats per token"),
             Column("hash_sd", None),
         ),
         rows=tuple(
@@ -55,8 +55,8 @@ def point_table(others: Sequence[StoredDraws], probes: Sequence[Probe]) -> Table
         key="points",
         title="The points",
         caption=(
-            "Cov(r, log p) within base prompts, nats: by Proposition 4 (Tomihari & Sato 2026) the slope of the mean "
-            "of r in alpha at alpha = 1, where the base is method=standard."
+            "Cov(r, log p) within base prompts, nats. By Proposition 4 (Tomihari & Sato 2026) it is the derivative of "
+            "the mean of r with respect to alpha at alpha = 1, if the base is method=standard."
         ),
         columns=(
             Column("sampling", "Sampling"),
@@ -74,20 +74,20 @@ def point_table(others: Sequence[StoredDraws], probes: Sequence[Probe]) -> Table
 
 
 def temperature_table(rows: Sequence[TemperatureRow]) -> Table:
-    """One decoding temperature a row."""
+    """One row per decoding temperature."""
     return Table(
         key="temperature",
         title="Decoding temperature",
         caption=(
             f"Sampling token by token, {rows[0].accuracy.problems} problems, over all completions; ± is a standard "
-            "error over problems. Self-reward is under the model itself, temperature 1, throughout."
+            "error over problems. Self-reward is always under the model itself, at temperature 1."
         ),
         columns=(
             Column("temperature", "Temperature", 2),
             Column("run", "Run"),
             Column("n", "N"),
             Column("accuracy", "Accuracy"),
-            Column("self_reward", "Self-reward, nats a token"),
+            Column("self_reward", "Self-reward, nats per token"),
         ),
         rows=tuple((row.temperature, row.label, row.n, row.accuracy, row.self_reward) for row in rows),
     )
@@ -101,11 +101,11 @@ def notes(samples: Sequence[StoredDraws]) -> list[str]:
         if 2 * cut > sample.size:
             found.append(
                 f"{cut} of {sample.size} completions of {sample.label} ended at max_new_tokens="
-                f"{sample.options['max_new_tokens']}, not by EOS or a stop string: what is measured is how they begin"
+                f"{sample.options['max_new_tokens']}, not by EOS or a stop string: only their beginnings are measured"
             )
     if samples[0].options["method"] != "standard":
         found.append(
-            f"the base is {samples[0].label}, not method=standard: covariances are not those of the model's own law p, "
-            "and Proposition 4 does not apply to them"
+            f"the base is {samples[0].label}, not method=standard: covariances are not those of the model's own "
+            "distribution p, and Proposition 4 does not apply to them"
         )
     return found

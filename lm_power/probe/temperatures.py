@@ -19,9 +19,9 @@ class TemperatureRow:
     Attributes:
         temperature: τ; 1 for method=standard.
         label: the run's.
-        n: completions a problem.
+        n: completions per problem.
         accuracy: over all completions.
-        self_reward: over all completions, nats a token, under the model at temperature 1.
+        self_reward: over all completions, nats per token, under the model at temperature 1.
     """
 
     temperature: float
@@ -32,7 +32,7 @@ class TemperatureRow:
 
 
 def read_temperatures(sources: Sequence[str]) -> list[TemperatureRow]:
-    """One row a run, by rising temperature.
+    """One row per run, by rising temperature.
 
     Args:
         sources: lm-eval output folders, as `reading.read_runs` takes them.
@@ -44,14 +44,16 @@ def read_temperatures(sources: Sequence[str]) -> list[TemperatureRow]:
     runs = read_runs(sources)
     rows = sorted(map(_row, runs), key=lambda row: row.temperature)
     if len(rows) < 2:
-        raise UserError(f"--temperatures {' '.join(sources)}: one run; a picture against temperature needs two or more")
+        raise UserError(
+            f"--temperatures {' '.join(sources)}: has one run; a figure against temperature needs two or more"
+        )
     for run in runs[1:]:
         _check_same(runs[0], run)
     for row, after in itertools.pairwise(rows):
         if row.temperature == after.temperature:
             raise UserError(
                 f"--temperatures: {row.label} and {after.label} are both at temperature {row.temperature:g}; leave one "
-                "out (for more completions a problem raise --gen_kwargs n=)"
+                "out (for more completions per problem raise --gen_kwargs n=)"
             )
     return rows
 

@@ -26,9 +26,9 @@ def make_probe(
     Args:
         base_folder: the base's store.
         folders: stores of what is compared with it.
-        runs: lm-eval output folders, one a decoding temperature; none for no such figure.
+        runs: lm-eval output folders, one per decoding temperature; empty for no such figure.
         output: made if missing; files of an earlier probe in it are replaced.
-        common: leave out prompts that not all stores have, in place of refusing.
+        common: leave out prompts that some stores lack, instead of refusing.
         seed: of the bootstrap.
 
     Raises:
@@ -67,15 +67,15 @@ def read(base_folder: Path, folders: Sequence[Path]) -> tuple[StoredDraws, list[
     others = [draws for folder in dict.fromkeys(folders) for draws in stored[folder] if draws.options != base.options]
     if not others:
         raise UserError(
-            f"--power {' '.join(map(str, folders))}: holds only completions drawn as the base's are ({base.label}); "
-            "name the completions= folder of a run with method=power"
+            f"--power {' '.join(map(str, folders))}: holds only completions drawn the same way as the base "
+            f"({base.label}); name the completions= folder of a run with method=power"
         )
     for place, draws in enumerate(others):
         twin = next((other for other in others[:place] if other.options == draws.options), None)
         if twin is not None:
             raise UserError(
-                f"--power {twin.folder} and {draws.folder}: both hold {draws.label}; leave one out (seeds of one way "
-                "of sampling are taken together if they are in one store)"
+                f"--power {twin.folder} and {draws.folder}: both hold {draws.label}; leave one out (to pool several "
+                "seeds of one way of sampling, draw them into one store)"
             )
     return base, others
 

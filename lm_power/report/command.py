@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an lm-eval output folder (--output_path with --log_samples), one results_TIME.json, or the folder of a "
         "store (completions=); LABEL=RUN names it",
     )  # fmt: skip
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the report; an older one is replaced")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for the report; an older report in it is replaced"
+    )
     parser.add_argument(
         "--allow-differences", action="store_true",
         help="compare runs that differ in documents, prompts, task version or N, on the documents that they share",
@@ -80,7 +82,7 @@ def _check_output(output: Path) -> None:
         raise UserError(f"--output {output}: is a file; name a folder")
     if any(output.iterdir()) and not _is_report(output):
         raise UserError(
-            f"--output {output}: is not empty and no report of lm-power; name a new folder, or an older report's"
+            f"--output {output}: is not empty, and not a report of lm-power; name a new folder, or an older report's"
         )
 
 

@@ -126,7 +126,7 @@ def _versions(runs: Sequence[Run]) -> list[str]:
 
 
 def _ns(runs: Sequence[Run]) -> list[str]:
-    return _by_value(runs, "completions a problem", lambda run: str(run.n))
+    return _by_value(runs, "completions per problem", lambda run: str(run.n))
 
 
 def _by_value(runs: Sequence[Run], what: str, value: Callable[[Run], str]) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from lm_power.cli import UserError
 from lm_power.config import LENGTH_NAMES, OptionError, SamplerConfig, option_names
+from lm_power.identity import Identity
 from lm_power.report.runs import Run
-from lm_power.store import fingerprint_of
 
 _SAYS_LITTLE = re.compile(r"model|merged|adapter|final|best|last|checkpoint.*|step.*|epoch.*", re.IGNORECASE)
 _NOT_SETTINGS = ("completions", "n")
@@ -46,7 +46,7 @@ def describe_evaluation(config: Mapping[str, Any], model_name: str, generation: 
         given = {name: value for name, value in power.items() if name != "model"}
         method, options = _power_options({**given, **overridden, "max_new_tokens": length})
         # Weights that carry one name are told apart by their fingerprint.
-        weights = {"weights": fingerprint_of(str(power["model"]))} if "model" in power else {}
+        weights = {"weights": Identity.parse(str(power["model"])).key} if "model" in power else {}
         settings = {"method": method, **options, "model_source": config.get("model"), **arguments, **options, **weights}
     else:
         method = "greedy" if _is_greedy(generation) else "sampled"
@@ -57,15 +57,19 @@ def describe_evaluation(config: Mapping[str, Any], model_name: str, generation: 
 
 def describe_store(model: str, config: Mapping[str, Any]) -> Description:
     """The description of a store's completions of one model ("name@fingerprint") and one `config`."""
-    name, _, fingerprint = model.rpartition("@")
-    name, _, random = name.rpartition("+RandW") if name.endswith("+RandW") else (name, "", None)
-    pretrained, _, peft = name.partition("+peft=")
+    weights = Identity.parse(model)
     options = {key: value for key, value in config.items() if key not in ("method", "stop", "eos_ids")}
     return Description(
-        model=display_name(pretrained, peft or None, random is not None),
+        model=display_name(weights.pretrained, weights.peft, weights.randomized),
         method=str(config["method"]),
         options=options,
-        settings={"method": config["method"], **options, "model_source": "store", **config, "weights": fingerprint},
+        settings={
+            "method": config["method"],
+            **options,
+            "model_source": "store",
+            **config,
+            "weights": weights.fingerprint or "",
+        },
     )
 
 

@@ -99,7 +99,7 @@ def _run(run: Run) -> dict[str, Any]:
         "read from": run.folder,
         "model": run.model,
         "sampling": run.method,
-        "completions a problem": run.n,
+        "completions per problem": run.n,
         "task version": run.task_version,
         "lm-eval's own metrics": _pairs({name: f"{value:.4g}" for name, value in run.metrics.items()}),
         "options": _pairs(run.options),

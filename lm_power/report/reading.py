@@ -181,11 +181,11 @@ def _seconds(results: Mapping[str, Any], problems: Sequence[Problem]) -> tuple[f
     if total is None:
         return None, []
     if len(results["configs"]) > 1:
-        return None, [f"seconds a problem: not known, since the command ran {len(results['configs'])} tasks"]
+        return None, [f"seconds per problem: not known, since the command ran {len(results['configs'])} tasks"]
     longest = max((a.seconds for p in problems for a in p.answers if a.seconds is not None), default=0.0)
     if longest > float(total):
         return None, [
-            "seconds a problem: not known, since the run was resumed; completions come from an earlier command"
+            "seconds per problem: not known, since the run was resumed; completions come from an earlier command"
         ]
     return float(total), []
 

@@ -32,7 +32,7 @@ class Answer:
         text: the completion.
         correct: the task's verdict, 1.0 or 0.0; for tasks with partial credit anything between.
         answer: final answer as the task extracted it, as a string; None also where there was none to extract.
-        self_reward: `(1/|x|) Σ_t log p(x_t | x_<t)`, nats a token.
+        self_reward: `(1/|x|) Σ_t log p(x_t | x_<t)`, nats per token.
         sum_log_prob: log p(x | prompt), nats.
         finish_reason: "eos", "stop" or "length".
         tokens: its length, EOS included.
@@ -104,7 +104,7 @@ class Run:
         task: lm-eval's name of it; None for a store, which knows only prompts.
         filter: lm-eval's filter that the verdicts belong to ("none" for our tasks); None for a store.
         task_version: as a string; None if not recorded.
-        n: completions a problem.
+        n: completions per problem.
         problems: by doc_id.
         folder: where it was read from.
         dataset: where the documents come from; None for a store.

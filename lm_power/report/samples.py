@@ -1,4 +1,4 @@
-"""The lines of lm-eval's `samples_TASK_TIME.jsonl`: one a document and filter."""
+"""The lines of lm-eval's `samples_TASK_TIME.jsonl`: one per document and filter."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_samples(path: Path, repeats: int) -> Iterator[Sample]:
 
     Args:
         path: the file.
-        repeats: completions a document; more of them are data-parallel padding, where the line itself does not tell.
+        repeats: completions per document; more of them are data-parallel padding, where the line itself does not tell.
 
     Raises:
         UserError: a line is torn or is not lm-eval's; the message says which.

@@ -57,7 +57,7 @@ class Bin:
     """The steps or completions in one bin.
 
     Attributes:
-        low: lower edge: a stage, a relative cut position, or a self-reward in nats a token.
+        low: lower edge: a stage, a relative cut position, or a self-reward in nats per token.
         high: upper edge.
         count: steps or completions in the bin.
         share: accepted steps over steps, or mean correctness of the completions.

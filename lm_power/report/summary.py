@@ -42,9 +42,9 @@ class Summary:
 
     Attributes:
         accuracy: over all completions.
-        self_reward: over all completions, nats a token.
+        self_reward: over all completions, nats per token.
         bon_accuracy: of the completion with the largest self-reward (`best_of_n`); None for N = 1.
-        bon_self_reward: of the same completion, nats a token.
+        bon_self_reward: of the same completion, nats per token.
         majority: `majority_vote` over all completions, wrong answers grouped as strings (`majority_matrix`).
         any_correct: pass@N; None for N = 1.
         covariance: of correctness and self-reward among a problem's completions; None for N = 1.

@@ -90,7 +90,7 @@ def _number_text(number: float, digits: int) -> str:
 
 
 def make_tables(comparison: Comparison) -> list[Table]:
-    """All tables of a comparison; that of the votes only where there are several completions a problem."""
+    """All tables of a comparison; that of the votes only where there are several completions per problem."""
     summaries = [summarise(run) for run in comparison.runs]
     results = _results(comparison, summaries)
     gaps = tuple(f"{run.label}: {note}" for run in comparison.runs for note in run.notes)
@@ -131,7 +131,7 @@ def _table(
     columns: Sequence[Column],
     cells: Sequence[Sequence[Cell]],
 ) -> Table:
-    """A table with a row a run."""
+    """A table with one row per run."""
     run_columns = list(_RUN_COLUMNS)
     if any(run.label != f"{run.model}, {run.sampling}" for run in comparison.runs):
         run_columns[4] = Column("label", "Run")
@@ -146,17 +146,17 @@ def _results(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
         "results",
         f"{comparison.name}: accuracy and self-reward",
         f"Means over {comparison.size} problems ± standard error; a problem's completions are averaged first. "
-        "Self-reward: log p a token under the run's own model, nats. Best of N: the completion with the largest "
-        "self-reward. Tokens: decoded for all completions of a problem, rejected work included. Seconds a problem: "
-        "wall-clock of the whole lm-eval command, start-up included, over its problems; of a resumed command its last "
-        "part.",
+        "Self-reward: log p per token under the run's own model, nats. Best of N: the completion with the largest "
+        "self-reward. Tokens: decoded for all completions of a problem, rejected work included. Seconds per problem: "
+        "wall-clock time of the whole lm-eval command, start-up included, divided by its problems; for a resumed "
+        "command its last part.",
         (
             Column("accuracy", "Accuracy"),
             Column("self_reward", "Self-reward"),
             Column("bon_accuracy", "Accuracy, best of N"),
             Column("bon_self_reward", "Self-reward, best of N"),
-            Column("problem_tokens_decoded", "Tokens a problem", 0),
-            Column("problem_seconds", "Seconds a problem", 2),
+            Column("problem_tokens_decoded", "Tokens per problem", 0),
+            Column("problem_seconds", "Seconds per problem", 2),
         ),
         [
             (s.accuracy, s.self_reward, s.bon_accuracy, s.bon_self_reward, s.problem_tokens_decoded, seconds[i])
@@ -170,9 +170,10 @@ def _votes(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
         comparison,
         "votes",
         f"{comparison.name}: what N completions are worth",
-        f"Means over {comparison.size} problems ± standard error. Majority: the most frequent answer, wrong ones "
-        "grouped as the strings that the task logs, ties by a fair draw. Any correct: pass@N. Covariance of "
-        "correctness and self-reward among a problem's completions: where it is positive, sharpening helps.",
+        f"Means over {comparison.size} problems ± standard error. Majority: the most frequent answer, with "
+        "wrong answers grouped by the text that the task logs and ties broken at random. Any correct: pass@N. "
+        "Covariance of correctness and self-reward among a problem's completions: where it is positive, sharpening "
+        "helps.",
         (
             Column("accuracy", "Accuracy"),
             Column("bon_accuracy", "Best of N"),
@@ -190,8 +191,8 @@ def _costs(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
         "costs",
         f"{comparison.name}: cost of one completion",
         f"Means over {comparison.size} problems ± standard error. Tokens decoded: rejected work included. Latency: "
-        "seconds from a completion's start to its end, beside the others of the batch. Command: wall-clock of the "
-        "whole lm-eval command, seconds.",
+        "seconds from a completion's start to its end, while others are decoded beside it. Command: wall-clock seconds "
+        "of the whole lm-eval command.",
         (
             Column("tokens", "Length, tokens", 1),
             Column("truncated", "At length limit"),
@@ -236,9 +237,9 @@ def _tests(comparison: Comparison, tests: Sequence[PairedTest]) -> Table:
     return Table(
         "tests",
         f"{comparison.name}: paired tests",
-        "Difference: accuracy of the second run less that of the first, with a 95% bootstrap interval over problems. "
-        "Two-sided tests over the same problems: McNemar's exact test where every problem's score is 1 or 0, else the "
-        "permutation test that swaps the two runs problem by problem. Holm: corrected for all pairs of a measure.",
+        "Difference: accuracy of the second run minus that of the first, with a 95% bootstrap interval over problems. "
+        "Two-sided tests over the same problems: McNemar's exact test where every problem's score is 1 or 0, otherwise "
+        "the permutation test that swaps the two runs problem by problem. Holm: corrected for all pairs of a measure.",
         columns,
         tuple(rows),
         comparison.notes,

@@ -5,10 +5,10 @@
                   │         └ the tests; the only one that can write the verdict
                   └ waits, kills, sweeps up
 
-The tests run in the judge and the model's code in a process of its own, forked before the judge has read the
-tests. The function under test is, for the tests, a proxy that sends its arguments and gets a result as plain
-data (`wire`). So there is nothing in the program's process to patch, to read or to write to that would
-make a verdict: no assertion, no expected value, no token, no open file.
+The tests run in the judge, and the model's code in a process of its own, which is forked before the judge has read the
+tests. What the tests call is a proxy that sends the arguments and receives the result as plain data (`wire`). So the
+program's process contains nothing that could be patched, read or written to obtain a verdict: no assertion, no expected
+value, no token, no open file.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _other_tasks() -> int:
 
 
 def _judge(settings: dict[str, Any], spaces: bool, others: int) -> None:
-    """Lock the doors, fork the program's process, run the tests, write the verdict."""
+    """Isolate this process, fork the program's, run the tests, write the verdict."""
     verdict_file = os.dup(1)
     home, readable = settings["scratch"], settings["readable"]
     own_root = spaces and isolation.build_root(home, readable)
@@ -153,7 +153,7 @@ def _be_program(layers: list[str], readable: list[str], home: str) -> None:
 
 
 def _write(file: int, message: dict[str, Any]) -> None:
-    """One line in one write, so that the keeper's cannot fall between."""
+    """Write one line in one call, so that the keeper's lines cannot get in between."""
     os.write(file, json.dumps(message).encode()[:4000] + b"\n")
 
 

@@ -1,7 +1,7 @@
 """What keeps a judged program away from the machine: layers of Linux, each used where the system allows it.
 
-Runs in the sandbox's own small process, before the program is there. Every layer that is missing is returned
-by name, so that the evaluation can say so once. See `runner` for what the layers cover.
+It runs in the sandbox's own small process, before the program is loaded. Every missing layer is returned by name, so
+that the evaluation can report it once. See `runner` for what the layers cover.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 def libc_call(name: str, *arguments: object) -> None:
     """Call a libc function. Raises OSError if it fails or is not there."""
     if _libc is None:
-        raise OSError(f"{name} is of Linux")
+        raise OSError(f"{name} exists on Linux only")
     values = [ctypes.c_ulong(a) if isinstance(a, int) else a for a in arguments]
     if getattr(_libc, name)(*values) != 0:
         code = ctypes.get_errno()
@@ -74,7 +74,7 @@ def hide_memory() -> None:
 def enter_namespaces() -> bool:
     """Leave the machine's network, processes (from the next fork on), mounts and IPC. False if not allowed.
 
-    With privileges none are given up for it; without, a user namespace of one's own is what allows it.
+    With privileges, none are given up for it; without them, a user namespace of our own makes it possible.
     """
     if _libc is None:
         return False
@@ -100,7 +100,7 @@ def build_root(root: str, readable: Sequence[str]) -> bool:
     has changed but mounts that this process alone sees.
     """
     try:
-        # Before all else: a mount must not reach the machine's own file system.
+        # First of all: a mount must not reach the machine's own file system.
         libc_call("mount", None, b"/", None, _MS_REC | _MS_PRIVATE, None)
         tmpfs = f"size={SCRATCH_BYTES},nr_inodes=20000,mode=755".encode()
         libc_call("mount", b"tmpfs", root.encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV, tmpfs)

@@ -20,7 +20,7 @@ class TimeLimit(BaseException):
 
 
 def run_tests(job: dict[str, str], proxy: Proxy, timeout: float) -> dict[str, str]:
-    """Load the program, run the tests on its proxy: the verdict's status and detail."""
+    """Load the program and run the tests on its proxy; returns the verdict's status and detail."""
 
     def expire(*_: object) -> None:
         if proxy.broken is None:  # once: the program may send this signal too, where it shares our user
@@ -89,7 +89,7 @@ class Proxy:
         return said["locked"], said["filtered"]
 
     def load(self, code: str, entry_point: str) -> None:
-        """Run the program's text; `entry_point` is what calls will go to."""
+        """Run the program's text; calls will go to its `entry_point`."""
         self._ask({"code": code, "entry_point": entry_point})
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Files out of a judged program's reach by Landlock (Linux 5.13): needs no privileges, so it works in containers."""
+"""Keeps files out of a judged program's reach by Landlock (Linux 5.13), which works without privileges."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _O_PATH = 0x200000
 
 
 def lock_files(readable: Sequence[str], scratch: str) -> bool:
-    """Leave this process, for good, `readable` and the system's libraries to read and `scratch` to write.
+    """Restrict this process for good to reading `readable` and the system's libraries, and to writing in `scratch`.
 
-    Where the kernel knows how, also no TCP, and no signals to processes outside. /proc is not readable, so
-    neither is any process's environment. False if the kernel does not have it; then nothing has changed.
-    Files that are open stay open, and whether a file exists can still be found out. Needs no_new_privs.
+    Kernels that can also forbid TCP, and signals to processes outside, do so. /proc is not readable, and so no
+    process's environment is. Returns False if the kernel has no Landlock; then nothing has changed. Open files
+    stay open, and the existence of a file can still be found out. Needs no_new_privs.
     """
     if sys.platform != "linux":
         return False

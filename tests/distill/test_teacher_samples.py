@@ -171,7 +171,7 @@ def test_samples_of_another_run_are_not_joined(tmp_path):
         and both.config["alpha"] == 4.0
         and "eos_ids" not in both.config
     )
-    stranger = {**RESULTS, "config": {"power_sampler": {"model": "some/model@ffff"}}}
+    stranger = {**RESULTS, "config": {"power_sampler": {"model": "some/model@ffffffffffffffff"}}}
     foreign = write_samples(tmp_path / "foreign", sample(0, "2+2=", [" so 4"], {"finish_reason": ["eos"]}), **stranger)
     assert "two models" in refused(store, foreign, mixed_settings=True)
 

@@ -9,6 +9,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from methods import suited
 from models import CONFIGS, EOS, VOCABULARY, make_model
 from tiny_tokenizers import words
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -101,7 +102,8 @@ def graphs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def draw(model: torch.nn.Module, stop: tuple[str, ...] = (), **options: object) -> list[Completion]:
     """Three completions a prompt, from five rows."""
     sampler = PowerSampler(model, words(), max_rows=5, eos_token_ids=(EOS, 7))
-    return [c for cs in sampler.generate(PROMPTS, n=3, stop=stop, **(OPTIONS | options)) for c in cs]
+    options = suited(str(options.pop("method", "power")), OPTIONS | options)
+    return [c for cs in sampler.generate(PROMPTS, n=3, stop=stop, **options) for c in cs]
 
 
 def same(left: list[Completion], right: list[Completion]) -> bool:
@@ -198,7 +200,7 @@ def test_a_step_can_be_recorded_and_replayed(monkeypatch, request, name, attenti
 def test_a_step_that_cannot_be_recorded_tells_the_way_out(graphs_on_the_cpu):
     """Guards: a bare CUDA error; the draw for CPUs looks at values."""
     with pytest.raises(RuntimeError, match=r"not permitted.*cuda_graphs=False"):
-        draw(make_model("qwen2"))
+        PowerSampler(make_model("qwen2"), words(), eos_token_ids=(EOS,), cuda_graphs=True)
 
 
 class _OneDevice(TorchDispatchMode):

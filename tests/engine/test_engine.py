@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from methods import suited
 from models import EOS, VOCABULARY, WINDOW, make_model
 
 import lm_power.sampler
@@ -27,7 +28,7 @@ PROMPT = [5, 9, 33, 2, 17, 60, 8]
 @pytest.fixture(scope="module")
 def backend() -> HFBackend:
     """Sliding and full layers."""
-    return HFBackend(make_model("qwen2-sliding"))
+    return HFBackend(make_model("qwen2-sliding", dtype=torch.float64))
 
 
 def make_engine(
@@ -62,10 +63,14 @@ def same(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
 
 
 def equal(left: Segment, right: Segment) -> bool:
-    """Whether two segments are equal bit for bit."""
-    return left.finished_by is right.finished_by and all(
-        np.array_equal(getattr(left, name), getattr(right, name)) for name in ("tokens", "log_p", "log_q")
-    )
+    """Whether two segments are the same, up to the rounding of float64.
+
+    Not bit for bit: on some CPUs the rows of one batch differ in their last bits by their place.
+    """
+    if left.finished_by is not right.finished_by or left.tokens.tolist() != right.tokens.tolist():
+        return False
+    pairs = ((getattr(left, name), getattr(right, name)) for name in ("log_p", "log_q"))
+    return all(np.allclose(a, b, atol=1e-10, rtol=0) for a, b in pairs)
 
 
 # The proposals end before, at and after the end of the 20 tokens that they are made against.
@@ -163,7 +168,7 @@ def test_a_draw_stops_once_it_is_below_its_bound_and_not_before(backend, terms):
 def test_a_copy_decodes_as_its_source_would(backend, cut, busy):
     """Guards prefetch: the prefix copied from slots that the source's own proposal has overwritten, or is about to.
 
-    Bit for bit, whether the target holds another prompt or the same one; and giving it up leaves the source alone.
+    Whether the target holds another prompt or the same one; and giving it up leaves the source bit for bit as it was.
     """
     alone = make_engine(backend)
     alone.load(0, PROMPT)
@@ -407,7 +412,7 @@ def test_a_run_leaves_no_cache_behind(backend, monkeypatch):
 def test_a_finished_row_is_refilled_at_once(backend, recorded, method):
     """Guards: batches in lockstep, where rows idle until the slowest is done."""
     sampler = PowerSampler(backend.model, None, max_rows=3, eos_token_ids=range(20))
-    sampler.generate(PROMPTS, n=4, **OPTIONS, method=method)
+    sampler.generate(PROMPTS, n=4, **suited(method, OPTIONS))
     (engine,) = recorded
     assert len(engine.busy) > 10
     assert all(busy == 3 or loads == 16 for busy, loads in engine.busy)
@@ -424,7 +429,7 @@ def test_completions_do_not_depend_on_rows_or_order(method):
     drawn = []
     for rows, prompts in [(1, PROMPTS), (7, PROMPTS), (64, PROMPTS), (3, PROMPTS[::-1])]:
         sampler.max_rows = rows
-        out = sampler.generate(prompts, n=3, **OPTIONS, method=method, seed=3)
+        out = sampler.generate(prompts, n=3, **suited(method, OPTIONS), seed=3)
         drawn.append(out if prompts is PROMPTS else out[::-1])
     flat = [[c for cs in out for c in cs] for out in drawn]
     for other in flat[1:]:

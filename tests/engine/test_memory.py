@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from limited_memory import make_sampler
+from methods import suited
 from models import make_model
 
 import lm_power.engine.memory
@@ -125,7 +126,7 @@ def test_a_run_on_a_gpu_takes_what_was_planned(method, monkeypatch):
     budget = 8 * 2**30
     monkeypatch.setattr(lm_power.engine.memory, "usable_memory", lambda _: budget)
     sampler.max_rows = "auto"
-    options = {"method": method, "alpha": 2.0, "block_size": 256, "mcmc_steps": 2, "max_new_tokens": 500}
+    options = suited(method, {"alpha": 2.0, "block_size": 256, "mcmc_steps": 2, "max_new_tokens": 500})
     rows = sampler.rows_for(1000, 508, SamplerConfig().replace(**options))
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

@@ -49,11 +49,15 @@ WRONG_OPTIONS = [
     ("alpha", "four", ("alpha='four'", "number")),
     ("block_size", 0, ("block_size=0", ">= 1")),
     ("block_size", 1.5, ("block_size=1.5", "whole number")),
-    ("mcmc_steps", 0, ("mcmc_steps=0", ">= 1")),
-    ("mcmc_steps", -3, ("mcmc_steps=-3", ">= 1")),
+    ("mcmc_steps", 1.5, ("mcmc_steps=1.5", ">= 0")),
+    ("mcmc_steps", -3, ("mcmc_steps=-3", ">= 0")),
     ("seed", -1, ("seed=-1", ">= 0")),
     ("method", "powr", ("method='powr'", "did you mean power", "standard")),
-    ("method", "beam", ("method='beam'", "available: power, power_inf, temperature, standard")),
+    (
+        "method",
+        "beam",
+        ("method='beam'", "available: power, power_inf, smc, tempering, rejection, sps"),
+    ),
     ("proposal_temperature", 0.2, ("proposal_temperature=0.2", "[1/alpha, 1]", "[0.25, 1]")),
     ("proposal_temperature", 1.5, ("proposal_temperature=1.5", "[0.25, 1]")),
     ("proposal_temperature", 0, ("proposal_temperature=0", "nearly greedy")),
@@ -78,7 +82,14 @@ def test_gen_kwargs(refused, name, value, parts):
 
 def test_unknown_generation_option_lists_what_there_is(refused):
     """Guards against an option of another model that is silently dropped."""
-    refused(OptionError, "unknown option", "'repetition_penalty'", "mcmc_steps", gen_kwargs="repetition_penalty=1.2")
+    refused(OptionError, "unknown option", "'best_of'", "mcmc_steps", gen_kwargs="best_of=2")
+
+
+def test_a_penalty_is_refused_with_the_reason(refused):
+    """Guards against a law other than the model's own to the power alpha, and an error that does not say why."""
+    refused(
+        OptionError, "repetition_penalty=1.2", "the model's own", "leave it out", gen_kwargs="repetition_penalty=1.2"
+    )
 
 
 def test_lengths_belong_into_gen_kwargs(refused):

@@ -62,7 +62,7 @@ DIFFERENCES = {
         3,
     ),
     "version": (make_run("b", problems=5, task_version="2.0"), r"task version: 1.0 in 'a'; 2.0 in 'b'", 5),
-    "N": (make_run("b", problems=5, n=8), r"completions a problem: 4 in 'a'; 8 in 'b'", 5),
+    "N": (make_run("b", problems=5, n=8), r"completions per problem: 4 in 'a'; 8 in 'b'", 5),
 }
 
 
@@ -75,7 +75,7 @@ def test_runs_that_differ_are_refused_unless_allowed(what):
     assert "--allow-differences" in str(caught.value)
     (comparison,) = match([make_run("a", problems=5), other], allow_differences=True)
     assert comparison.size == shared
-    assert any(what in note or "completions a problem" in note for note in comparison.notes)
+    assert any(what in note or "completions per problem" in note for note in comparison.notes)
     for first, second in zip(*(run.problems for run in comparison.runs), strict=True):
         assert (first.doc_hash, first.prompt_hash) == (second.doc_hash, second.prompt_hash)
 

@@ -175,7 +175,7 @@ def test_every_completion_is_there_once(tmp_path):
     )
     page = Page(tmp_path / "problems" / "pocket_sums" / "0001.html")
     assert len([tag for tag, _ in page.elements if tag == "details"]) == 2 + 3
-    assert page.text.count("the text of completion 1") == 1
+    assert page.text.count("same text as completion 1") == 1
     assert page.text.count(second.text) == 1
 
 

@@ -39,7 +39,7 @@ def cost(comparison: Comparison) -> Drawing | Omitted:
     summaries = [summarise(run) for run in comparison.runs]
     shown = [i for i, s in enumerate(summaries) if s.accuracy is not None and s.tokens_decoded is not None]
     if not shown:
-        return Omitted(name, title, "no run has both verdicts and the number of tokens decoded.")
+        return Omitted(name, title, "no run has both verdicts and numbers of tokens decoded.")
     kinds = [("filled: mean of all completions", {}), ("open: best of N by self-reward, at the cost of N", OPEN)]
     extra = [
         Line2D([], [], color="#555555", marker="o", linestyle="none", label=label, **style)
@@ -62,9 +62,9 @@ def cost(comparison: Comparison) -> Drawing | Omitted:
         if s.accuracy is not None and s.tokens_decoded is not None
     )
     caption = (
-        "Filled: mean correctness of all completions, at the mean number of tokens decoded for one. Open: correctness "
-        "of the completion with the largest self-reward of N, at the number decoded for all N. Bars: one standard "
-        "error over problems."
+        "Filled: mean correctness of all completions, against the mean number of tokens decoded per completion. Open: "
+        "correctness of the completion with the largest self-reward of N, against the number decoded for all N. Bars: "
+        "one standard error over problems."
     )
     return Drawing(name, title, caption + left_out(comparison, shown), f"Points. {seen}.", canvas)
 
@@ -77,9 +77,9 @@ def pass_at_k(comparison: Comparison) -> Drawing | Omitted:
         name="pass_at_k",
         title="pass@k",
         axis="one of k is right",
-        reason="no run has two or more completions a problem with verdicts of right or wrong.",
-        caption="Chance that at least one of k completions is right, 1 − C(N−c, k)/C(N, k) for c right ones of N, mean "
-        "over problems. Bands: 95%, bootstrap over problems.",
+        reason="no run has two or more completions per problem with verdicts of right or wrong.",
+        caption="Chance that at least one of k completions is right: 1 − C(N−c, k)/C(N, k) where c of N are right, "
+        "averaged over problems. Bands: 95%, bootstrap over problems.",
     )
 
 
@@ -91,9 +91,9 @@ def majority_at_k(comparison: Comparison) -> Drawing | Omitted:
         name="maj_at_k",
         title="maj@k",
         axis="majority of k is right",
-        reason="no run has two or more completions a problem with verdicts and logged answers.",
-        caption="Chance that the most frequent answer of k completions is right, ties broken by lot, over all "
-        "k-subsets of a problem's N; mean over problems. Bands: 95%, bootstrap over problems.",
+        reason="no run has two or more completions per problem with verdicts and logged answers.",
+        caption="Chance that the most frequent answer of k completions is right, over all choices of k from a "
+        "problem's N, with ties broken at random; averaged over problems. Bands: 95%, bootstrap over problems.",
     )
 
 
@@ -125,8 +125,8 @@ def reliability_by_decile(comparison: Comparison) -> Drawing | Omitted:
     )
     caption = (
         "Mean correctness of the completions in each tenth of the run's self-rewards; equal self-rewards stay "
-        "together, so there may be fewer bins. Rising: surer completions are righter. Bars: one standard error over "
-        "problems."
+        "together, so there may be fewer bins. Where a line rises, more confident completions are more often correct. "
+        "Bars: one standard error over problems."
     )
     return Drawing(name, title, caption + left_out(comparison, shown), f"Lines. {seen}.", canvas)
 

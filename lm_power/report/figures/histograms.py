@@ -31,7 +31,7 @@ def self_reward(comparison: Comparison) -> Drawing | Omitted:
         lambda answer: answer.self_reward,
         name="self_reward_histogram",
         title="Self-reward of right and wrong completions",
-        axis="self-reward, nats a token",
+        axis="self-reward, nats per token",
         needs="self-reward",
         whole=False,
     )
@@ -81,7 +81,7 @@ def _histograms(
         loc="outside lower left", ncols=2, frameon=False,
     )  # fmt: skip
     seen = "; ".join(f"{comparison.runs[i].label}: {_medians(split)}" for i, split in splits.items())
-    caption = "Completions of all problems together, counted in equal bins; each run has its own scale of counts."
+    caption = "Completions of all problems together, in bins of equal width; each run has its own scale of counts."
     return Drawing(name, title, caption + left_out(comparison, splits), f"Histograms. {seen}.", canvas)
 
 

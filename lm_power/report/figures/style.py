@@ -66,7 +66,7 @@ class Figure:
         name: file name without ending.
         title: what it shows, short.
         caption: how to read it, and how it was computed.
-        alt: what is seen in it, for who cannot see it.
+        alt: what it shows, for readers who cannot see it.
         svg: the picture as SVG.
         png: the same as PNG.
     """
@@ -183,7 +183,7 @@ def add_legend(
 def left_out(comparison: Comparison, shown: Collection[int]) -> str:
     """The caption's last sentence: which runs the figure lacks; nothing if it lacks none."""
     missing = [one_line(run.label, _LABEL_LIMIT) for i, run in enumerate(comparison.runs) if i not in shown]
-    return f" Without the data for it: {'; '.join(missing)}." if missing else ""
+    return f" Not shown, for want of data: {'; '.join(missing)}." if missing else ""
 
 
 def share_axis(axes: Axes) -> None:

@@ -1,0 +1,139 @@
+"""Where a Metropolis-Hastings step cuts a completion: distributions c(i | x) on its positions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Protocol
+
+import numpy as np
+
+from lm_power.chains.base import Path
+from lm_power.decoding import FloatArray, Measures
+
+
+class Cuts(Protocol):
+    """A distribution c(i | x) on the positions 0 … n−1 of a completion x, positive everywhere.
+
+    Attributes:
+        measures: what it has to know of each next-token distribution.
+    """
+
+    @property
+    def measures(self) -> Measures: ...  # noqa: D102
+
+    def draw(self, path: Path, generator: np.random.Generator) -> int:
+        """A cut, distributed as c(· | path)."""
+        ...
+
+    def log_probability(self, path: Path, cut: int) -> float:
+        """`log c(cut | path)`, nats."""
+        ...
+
+    def most(self, path: Path, keep: int, cut: int) -> tuple[float, float]:
+        """(a, b) with `log c(cut | y) ≤ a·log n' + b` for all y of length n' > keep that begin as `path[:keep]`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformCuts:
+    """`c(i | x) = 1/n` (Karan & Du 2025)."""
+
+    measures = Measures()
+
+    def draw(self, path: Path, generator: np.random.Generator) -> int:
+        """Uniform on 0 … n−1."""
+        return int(generator.integers(len(path)))
+
+    def log_probability(self, path: Path, cut: int) -> float:
+        """`−log n`."""
+        return -math.log(len(path))
+
+    def most(self, path: Path, keep: int, cut: int) -> tuple[float, float]:
+        """`−log n'`, which is exact."""
+        return -1.0, 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EntropyCuts:
+    """Cuts where the model becomes less certain, mixed with uniform ones.
+
+    `c(i | x) = (1 − s)/n + s·g_i/G(x)`, with `g_i = max(H_i − H_{i−1}, 0)^power`, `H_i` the entropy of p(· | x_<i) in
+    nats, `H_{−1} = 0`, and `G(x) = Σ_{i<n} g_i`; uniform where all g are 0. The scores are those of Zhou et al.
+    (2026, "Entropy-Cut Metropolis-Hastings"). The mixture is ours: without it `c(i | y)` can be 0 where `c(i | x)` is
+    not. `g_i` depends on x_<i alone and G only grows, so that `c(i | y)` only falls while y grows.
+
+    Attributes:
+        share: s, in (0, 1).
+        power: of the rise of entropy, ≥ 0.
+    """
+
+    share: float = 0.8
+    power: float = 4.0
+    measures = Measures(entropy=True)
+
+    def draw(self, path: Path, generator: np.random.Generator) -> int:
+        """By inverse CDF, from one uniform."""
+        law = np.exp([self.log_probability(path, cut) for cut in range(len(path))])
+        return _drawn(law, generator)
+
+    def log_probability(self, path: Path, cut: int) -> float:
+        """`log ((1 − s)/n + s·g_i/G(x))`."""
+        scores = self._scores(path, len(path))
+        total = scores.sum()
+        scored = scores[cut] / total if total > 0 else 1 / len(path)
+        return math.log((1 - self.share) / len(path) + self.share * scored)
+
+    def most(self, path: Path, keep: int, cut: int) -> tuple[float, float]:
+        """Its value for the shortest y that there can be: position `keep` is known, and neither n' nor G falls."""
+        scores = self._scores(path, keep + 1)
+        total = scores.sum()
+        # Where no score is positive so far, a later one leaves the cut with none; until then it is uniform.
+        scored = scores[cut] / total if total > 0 else 1 / (keep + 1)
+        return 0.0, math.log((1 - self.share) / (keep + 1) + self.share * scored)
+
+    def _scores(self, path: Path, stop: int) -> FloatArray:
+        assert path.entropy is not None
+        rise = np.diff(path.entropy[:stop], prepend=0.0)
+        # Rises below the rounding of a float32 sum are none: they would make a cut of noise where entropy is constant.
+        scores: FloatArray = np.where(rise > 1e-5, rise, 0.0) ** self.power
+        return scores
+
+
+@dataclasses.dataclass(frozen=True)
+class LastBlockCuts:
+    """Cuts in the last block of a completion, mixed with uniform ones: `(1 − s)/n + s·1[i ≥ n − B]/min(n, B)`.
+
+    With s = 1 everything before the last block would be frozen, and what is sampled would be block-wise temperature,
+    not p^alpha; so s < 1 always.
+
+    Attributes:
+        share: s, in (0, 1).
+        block_size: B, tokens.
+    """
+
+    share: float
+    block_size: int
+    measures = Measures()
+
+    def draw(self, path: Path, generator: np.random.Generator) -> int:
+        """By inverse CDF, from one uniform."""
+        law = np.exp([self.log_probability(path, cut) for cut in range(len(path))])
+        return _drawn(law, generator)
+
+    def log_probability(self, path: Path, cut: int) -> float:
+        """`log ((1 − s)/n + s·1[i ≥ n − B]/min(n, B))`."""
+        return math.log(self._probability(len(path), cut))
+
+    def most(self, path: Path, keep: int, cut: int) -> tuple[float, float]:
+        """Its value for the shortest y that there can be: it only falls as y grows."""
+        return 0.0, math.log(self._probability(keep + 1, cut))
+
+    def _probability(self, length: int, cut: int) -> float:
+        last = (cut >= length - self.block_size) / min(length, self.block_size)
+        return (1 - self.share) / length + self.share * last
+
+
+def _drawn(law: FloatArray, generator: np.random.Generator) -> int:
+    cumulated = np.cumsum(law)
+    return int(np.searchsorted(cumulated[:-1], generator.random() * cumulated[-1], side="right"))

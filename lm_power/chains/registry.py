@@ -1,0 +1,120 @@
+"""The methods by name: what each is, how exact it is, which options it has, and how it is made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from lm_power.chains.ancestral import Ancestral
+from lm_power.chains.base import Algorithm
+from lm_power.chains.metropolis import BlockwiseMetropolis, PowerInf
+from lm_power.chains.rejection import Rejection
+from lm_power.chains.smc import SMC
+from lm_power.chains.sps import ScalablePowerSampling
+from lm_power.chains.tempering import Tempering
+
+if TYPE_CHECKING:
+    from lm_power.config import SamplerConfig
+
+# What leaves every completion as it is, token for token: only the cost changes.
+COST_ONLY = ("early_rejection",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to draw completions, as users choose it by name.
+
+    Attributes:
+        name: the value of the option `method`.
+        summary: what it does, for `--help` and tables: a phrase.
+        exact: whose distribution it samples, and in which limit: a phrase.
+        options: names of the sampler options that it has, beside those that all methods have.
+        make: the algorithm for a `SamplerConfig`.
+        only_default: those of the options that do nothing but set another's default.
+    """
+
+    name: str
+    summary: str
+    exact: str
+    options: tuple[str, ...]
+    make: Callable[[SamplerConfig], Algorithm[Any]]
+    only_default: tuple[str, ...] = ()
+
+    @property
+    def deciding(self) -> tuple[str, ...]:
+        """Those of its options that decide which completion is drawn."""
+        return tuple(name for name in self.options if name not in (*COST_ONLY, *self.only_default))
+
+
+_STEPS = ("mcmc_steps", "coupled_resume", "early_rejection")
+_BLOCKS = ("block_size", "final_steps", *_STEPS)
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "power",
+            "Metropolis-Hastings on p(x)^alpha, block by block",
+            "p^alpha as steps grow, with one block or with final_steps",
+            ("alpha", "proposal_temperature", *_BLOCKS, "cut", "cut_share", "cut_power"),
+            BlockwiseMetropolis.from_config,
+        ),
+        Method(
+            "power_inf",
+            "its limit alpha -> infinity: a proposal is accepted if it is more likely",
+            "none: it climbs towards the likeliest completion",
+            ("alpha", "proposal_temperature", *_BLOCKS),
+            PowerInf.from_config,
+            only_default=("alpha",),
+        ),
+        Method(
+            "smc",
+            "particles drawn side by side, weighed and resampled",
+            "p^alpha as particles grow, or as sweeps grow at any number of particles",
+            ("alpha", "proposal_temperature", "particles", "ess_threshold", "resample_every", "alpha_ramp", "sweeps"),
+            SMC.from_config,
+        ),
+        Method(
+            "tempering",
+            "Metropolis-Hastings chains at several exponents that exchange completions",
+            "p^alpha as steps grow",
+            ("alpha", "rungs", *_STEPS),
+            Tempering.from_config,
+        ),
+        Method(
+            "rejection",
+            "independent tries, kept in proportion to their weight",
+            "p^alpha, every completion",
+            ("alpha", "proposal_temperature", "max_tries", "early_rejection"),
+            Rejection.from_config,
+        ),
+        Method(
+            "sps",
+            "candidate blocks weighed by rollouts (Scalable Power Sampling)",
+            "approximate: favours unfinished completions, biased at any practical budget",
+            ("alpha", "proposal_temperature", "candidates", "rollouts", "block_size", "rollout_length", "jackknife"),
+            ScalablePowerSampling.from_config,
+        ),
+        Method(
+            "temperature",
+            "token by token at proposal_temperature, 1/alpha by default",
+            "token-wise temperature, which is not p^alpha",
+            ("alpha", "proposal_temperature"),
+            Ancestral.from_config,
+            only_default=("alpha",),
+        ),
+        Method(
+            "standard",
+            "token by token from the model's own distribution p",
+            "p, every completion",
+            (),
+            Ancestral.from_config,
+        ),
+    )
+}
+
+
+def make_algorithm(config: SamplerConfig) -> Algorithm[Any]:
+    """The algorithm for `config.method`."""
+    return METHODS[config.method].make(config)

@@ -1,0 +1,60 @@
+"""Which weights drew a completion: name, adapter, fingerprint; written and parsed here alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+_FINGERPRINT = re.compile(r"@([0-9a-f]{16})$")  # what `lm_power.fingerprint` makes; a name may have an @ of its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """The weights of a run, as stores and logs record them: "NAME[+peft=ADAPTER][+RandW][@FINGERPRINT]".
+
+    Attributes:
+        pretrained: hub id or folder of the base.
+        peft: hub id or folder of the adapter on top; None for none.
+        randomized: the weights were freshly initialised.
+        fingerprint: 16 hex digits over the weights; None where they are not known.
+
+    >>> Identity.parse("runs/m@v2+peft=a@0123456789abcdef")
+    Identity(pretrained='runs/m@v2', peft='a', randomized=False, fingerprint='0123456789abcdef')
+    >>> str(Identity.parse("runs/m@v2")), Identity.parse("runs/m@v2").fingerprint
+    ('runs/m@v2', None)
+    """
+
+    pretrained: str
+    peft: str | None = None
+    randomized: bool = False
+    fingerprint: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Identity:
+        """The identity that `str` wrote; any text is one."""
+        found = _FINGERPRINT.search(text)
+        name = text if found is None else text[: found.start()]
+        randomized = name.endswith("+RandW")
+        pretrained, _, peft = name.removesuffix("+RandW").partition("+peft=")
+        return cls(pretrained, peft or None, randomized, None if found is None else found[1])
+
+    @property
+    def name(self) -> str:
+        """All but the fingerprint."""
+        adapter = "" if self.peft is None else f"+peft={self.peft}"
+        return f"{self.pretrained}{adapter}{'+RandW' * self.randomized}"
+
+    def __str__(self) -> str:
+        """The text that `parse` reads."""
+        return self.name if self.fingerprint is None else f"{self.name}@{self.fingerprint}"
+
+    @property
+    def key(self) -> str:
+        """What decides which weights they are: the fingerprint, or without one the name."""
+        return self.fingerprint or self.name
+
+    def same_weights(self, other: Identity) -> bool:
+        """By fingerprint where both have one, else by name."""
+        if self.fingerprint and other.fingerprint:
+            return self.fingerprint == other.fingerprint
+        return self.name == other.name

@@ -1,0 +1,141 @@
+"""Jobs: what is to be drawn, a job under way with its rounds in flight, and what it has cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from lm_power.chains import Info, Move, Stream
+from lm_power.completion import Stats, Steps
+from lm_power.decoding import Segment
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One completion to draw.
+
+    Attributes:
+        prompt_ids: token ids of the prompt, at least one.
+        repeat: which completion of this prompt it is; 0, 1, … have streams of their own.
+    """
+
+    prompt_ids: tuple[int, ...]
+    repeat: int = 0
+
+
+@dataclasses.dataclass
+class Round:
+    """Moves that have been made together and not yet settled.
+
+    Attributes:
+        state: from which they were made.
+        moves: what was asked for, one per lane that takes part.
+        ahead: they were made before the round before them was settled.
+        rows: the row that decodes each move; None where nothing is to be decoded, where it waits for a row, and where
+            the row was given up after it had been decoded.
+        segments: what was decoded, as far as it is there.
+    """
+
+    state: Any
+    moves: Sequence[Move]
+    ahead: bool
+    rows: list[int | None] = dataclasses.field(init=False)
+    segments: list[Segment | None] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = [None] * len(self.moves)
+        self.segments = [None] * len(self.moves)
+
+    def decoded(self) -> bool:
+        """Whether everything that was asked for is there."""
+        pairs = zip(self.moves, self.segments, strict=True)
+        return all(move.request is None or segment is not None for move, segment in pairs)
+
+    def to_decode(self) -> bool:
+        """Whether anything was asked for."""
+        return any(move.request is not None for move in self.moves)
+
+
+@dataclasses.dataclass
+class ActiveJob:
+    """A job under way: its algorithm's state, its rounds in flight, and what it has cost.
+
+    Attributes:
+        index: of the job.
+        prompt_ids: of the job.
+        stream: its random numbers.
+        state: what has been settled.
+        rows: the row that holds each lane's settled completion, for the lanes that have one.
+        rounds: made from the state and not yet settled, in order.
+        started: when it first made a move, seconds on `time.perf_counter`'s clock; None before.
+        steps: of the columns of `Steps`, a tuple per step.
+    """
+
+    index: int
+    prompt_ids: tuple[int, ...]
+    stream: Stream
+    state: Any
+    rows: dict[int, int] = dataclasses.field(default_factory=dict)
+    rounds: deque[Round] = dataclasses.field(default_factory=deque)
+    proposals: int = 0
+    accepted: int = 0
+    changed: int = 0
+    rejected_early: int = 0
+    decoded: int = 0
+    reused: int = 0
+    coupled: int = 0
+    prefetched: int = 0
+    dropped: int = 0
+    steps: list[tuple[int, int, int, int, int]] = dataclasses.field(default_factory=list)
+    started: float | None = None
+
+    def home_is_free(self) -> bool:
+        """For a job of one lane: whether the lane's row holds the settled completion and nothing else."""
+        home = self.rows.get(0)
+        return home is not None and all(home not in flight.rows for flight in self.rounds)
+
+    def decoding(self) -> int:
+        """Rounds in flight for which something is, or was, to be decoded."""
+        return sum(flight.to_decode() for flight in self.rounds)
+
+    def record(self, flight: Round, after: Any, infos: Sequence[Info]) -> None:
+        """The first round has been settled, and has led to the state `after`."""
+        self.state = after
+        for move, segment, info in zip(flight.moves, flight.segments, infos, strict=True):
+            if segment is not None:
+                self.decoded += len(segment.tokens)
+                self.prefetched += len(segment.tokens) if flight.ahead else 0
+                self.rejected_early += segment.finished_by is None
+            step = info.step
+            if step is not None:
+                kept = step.length if move.request is None else move.request.keep
+                self.proposals += 1
+                self.accepted += step.accepted
+                self.changed += step.changed
+                self.reused += kept
+                self.coupled += kept - step.cut
+                self.steps.append((step.stage, step.cut, step.length, int(step.accepted), int(step.changed)))
+
+    def stats(self, diagnostics: dict[str, float]) -> Stats:
+        """What it has cost so far, with the method's own numbers."""
+        assert self.started is not None
+        return Stats(
+            proposals=self.proposals,
+            accepted=self.accepted,
+            changed=self.changed,
+            tokens_decoded=self.decoded,
+            tokens_reused=self.reused,
+            seconds=time.perf_counter() - self.started,
+            rejected_early=self.rejected_early,
+            tokens_coupled=self.coupled,
+            tokens_prefetched=self.prefetched,
+            tokens_dropped=self.dropped,
+            diagnostics=diagnostics,
+        )
+
+    def all_steps(self) -> Steps:
+        """The Metropolis-Hastings steps made."""
+        return Steps(*zip(*self.steps, strict=True)) if self.steps else Steps()

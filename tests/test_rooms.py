@@ -1,0 +1,71 @@
+"""Which room imports which, read from the source: the arrows of lm_power/README.md."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def imported(body: list[ast.stmt]) -> Iterator[str]:
+    """The modules that statements import when they run: those under `if TYPE_CHECKING` excepted."""
+    for statement in body:
+        if isinstance(statement, ast.Import):
+            yield from (alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom):
+            yield str(statement.module)
+        elif isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
+            yield from imported(statement.orelse)
+        else:
+            for _, field in ast.iter_fields(statement):
+                inner = field if isinstance(field, list) else []
+                yield from imported([each for each in inner if isinstance(each, ast.stmt)])
+                for handler in (each for each in inner if isinstance(each, ast.ExceptHandler)):
+                    yield from imported(handler.body)
+
+
+def arrows() -> dict[str, set[str]]:
+    """Room (file or folder of lm_power/, or distill) → rooms and other packages that it imports."""
+    found: dict[str, set[str]] = {}
+    for folder in ("lm_power", "distill"):
+        for file in (ROOT / folder).rglob("*.py"):
+            inside = file.relative_to(ROOT / folder)
+            room = "distill" if folder == "distill" else inside.parts[0].removesuffix(".py")
+            for module in imported(ast.parse(file.read_text(encoding="utf-8")).body):
+                first, _, rest = module.partition(".")
+                target = rest.partition(".")[0] if first == "lm_power" and rest else first
+                if target != room and target != "lm_power":
+                    found.setdefault(room, set()).add(target)
+    return found
+
+
+ARROWS = arrows()
+
+
+def test_imports_point_one_way() -> None:
+    """No room imports one that, through others, imports it: `static_order` raises CycleError."""
+    order = list(TopologicalSorter(ARROWS).static_order())
+    assert order.index("decoding") < order.index("chains") < order.index("scheduler") < order.index("sampler")
+
+
+def test_only_the_rooms_that_speak_to_lm_eval_import_it() -> None:
+    assert {room for room, targets in ARROWS.items() if "lm_eval" in targets} <= {"harness", "plugin", "remote"}
+
+
+def test_nothing_in_lm_power_imports_the_trainer() -> None:
+    assert "distill" not in set().union(*ARROWS.values())
+
+
+def test_algorithms_know_no_model_and_engines_no_algorithm() -> None:
+    assert ARROWS["chains"].isdisjoint({"torch", "transformers", "engine", "scheduler", "sampler", "harness", "store"})
+    assert ARROWS["engine"].isdisjoint({"chains", "scheduler", "sampler", "harness", "store"})
+    assert ARROWS["scheduler"].isdisjoint({"torch", "transformers", "engine"})
+
+
+def test_the_oracle_stands_alone() -> None:
+    """`theory` computes what the samplers should: nothing of theirs may enter."""
+    ours = {path.name.removesuffix(".py") for path in (ROOT / "lm_power").iterdir()}
+    assert ARROWS["theory"].isdisjoint({*ours, "torch", "transformers"})
