@@ -19,14 +19,16 @@ _BOX_TOKENS = re.compile(r"\\{1,3}(?:boxed|fbox)(?![A-Za-z])\s*|\\.|[{}]", re.DO
 _BARE_BOX = re.compile(r"-?\d[\d.,]*(?:/\d+)?|-?\\[A-Za-z]+[^$\s]*")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;&()]|\\[\[\](),;: ]|\\q?quad(?![A-Za-z])|\\(?:lor|vee|land|wedge)(?![A-Za-z])|"
-    r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or|also|as well as|possibly|perhaps|maybe|alternatively|either|else)\b|"
+    r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|"
+    r"\b(?:and|or|also|as well as|possibly|perhaps|maybe|alternatively|either|else)\b|"
     rf"(?:{NAME})(?:&?=|\bis\b))*",
     re.IGNORECASE,
 )
 _ANNOUNCEMENT = re.compile(
     r"\banswers?\b(?:\s+(?:to|of|for|in)\b[^.:\n]{1,80}?)?[*_}\s]*?"
     r"(?:\b(?:is|are|(?:should|must|would|will) be|equals)\b"
-    r"(?:[\s,]*\b(?:then|therefore|thus|hence|simply|just|also|indeed|clearly|now|given by|equal to)\b,?)*[*_\s]*?:?|:|=)[*_}]*"
+    r"(?:[\s,]*\b(?:then|therefore|thus|hence|simply|just|also|indeed|clearly|now|given by|equal to)\b,?)*"
+    r"[*_\s]*?:?|:|=)[*_}]*"
     r"|^[ \t#>*_]{0,12}(?:the[ \t]+)?(?:final[ \t]+)?answer[*_ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -39,7 +41,8 @@ _NO_ANSWER = re.compile(
 _NEXT_PROBLEM = re.compile(
     r"Can you solve the following math problem\?|Answer the following multiple choice question\.|"
     r"<\|(?:im_start|endoftext|user|eot_id|start_header_id|end)\|>|\[INST\]|"
-    r"^[ \t#>*_]{0,12}(?:(?:(?:new|next|another|math)\s+)?(?:problem|question|exercise|task)(?:\s+(?:no\.?\s*)?\d+\b|[*_]*\s*[:.])|"
+    r"^[ \t#>*_]{0,12}(?:(?:(?:new|next|another|math)\s+)?"
+    r"(?:problem|question|exercise|task)(?:\s+(?:no\.?\s*)?\d+\b|[*_]*\s*[:.])|"
     r"q(?:\s*\d+)?\s*[:.]|(?:human|user|instruction)[*_]*\s*:)",
     re.IGNORECASE | re.MULTILINE,
 )

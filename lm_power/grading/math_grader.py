@@ -1,11 +1,11 @@
 r"""Grade mathematical answers by math-verify, behind a process that can be killed.
 
 sympy can hang for ever on a short answer (`9^{9^{9^9}}`), inside C code where no signal handler runs. So the
-comparison runs in a worker process (`math_worker.py`): started at the first answer that needs it, killed at
-the time limit, started again for the next. The limit is on the worker's CPU time, so that an overloaded machine does
-not make an answer wrong; a worker that gets no CPU at all is given up after `PATIENCE` times the limit. A new interpreter is executed (no bare fork, which is unsafe
-beside torch's threads; no `multiprocessing`, whose spawn imports the main program again). The worker ends
-when its standard input closes, so also when this process is killed.
+comparison runs in a worker process (`math_worker.py`): started at the first answer that needs it, killed at the time
+limit, started again for the next. The limit is on the worker's CPU time, so that an overloaded machine does not make
+an answer wrong; a worker that gets no CPU at all is given up after `PATIENCE` times the limit. A new interpreter is
+executed (no bare fork, which is unsafe beside torch's threads; no `multiprocessing`, whose spawn imports the main
+program again). The worker ends when its standard input closes, so also when this process is killed.
 """
 
 from __future__ import annotations

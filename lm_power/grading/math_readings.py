@@ -44,7 +44,7 @@ def readings(answer: str, gold: str) -> list[list[Pair]]:
 _LETTER = re.compile(r"(?:\\text\s*\{\s*)?\(?([A-Z])\)?\s*\}?")
 _CHOICE = re.compile(
     r"(?:\\text\s*\{\s*(?:option|choice|answer)\s*\}?\s*)?"
-    r"(?P<label>\([A-F]\)|\[[A-F]\]|[A-F][).:](?=\s|\}|\\text))\}?(?P<rest>\s*[:.]?\s*(?![-+^_/*=<>]\s)(?![\^_*=<>]).*)",
+    r"(?P<label>\([A-F]\)|\[[A-F]\]|[A-F][).:](?=\s|\}|\\text))\s*\}?(?P<rest>\s*[:.]?\s*(?![-+^_/*=<>]\s)(?![\^_*=<>]).*)",
     re.IGNORECASE | re.DOTALL,
 )
 _CHOICE_BEHIND = re.compile(r"(?P<rest>.*\S)\s*\\text\s*\{\s*(?P<label>\([A-F]\))\s*\}", re.DOTALL)
@@ -91,7 +91,10 @@ _FIGURE = (
 )
 _WORDS = rf"(?:\\text\s*\{{[^{{}}]*\}}(?:\s*{_INDEX})?(?:\s*[A-Z]+)?|[A-Z][a-z]{{2,}}|(?:{_WORD_NAMES})(?![A-Za-z]))"
 _SINGLE = rf"(?:{_FUNCTION}|{_NAMED_FUNCTION}|{_FIGURE}|{_WORDS}|{_SYMBOL})"
-_MATRIX = rf"\\begin\s*\{{(?:\w?matrix|array)\}}(?:\s*\{{[lcr]+\}})?\s*{_SYMBOL}(?:\s*(?:&|\\\\)\s*{_SYMBOL})+\s*\\end\s*\{{(?:\w?matrix|array)\}}"
+_MATRIX = (
+    rf"\\begin\s*\{{(?:\w?matrix|array)\}}(?:\s*\{{[lcr]+\}})?\s*{_SYMBOL}"
+    rf"(?:\s*(?:&|\\\\)\s*{_SYMBOL})+\s*\\end\s*\{{(?:\w?matrix|array)\}}"
+)
 NAME = (
     rf"\s*(?:{_SINGLE}|(?:\(|\\\{{)\s*{_SINGLE}(?:\s*,\s*{_SINGLE})+\s*(?:\)|\\\}})|{_SINGLE}(?:\s*[:,]\s*{_SINGLE})+|"
     rf"\(\s*{_MATRIX}\s*\)|{_MATRIX})\s*:?\s*"

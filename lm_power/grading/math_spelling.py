@@ -29,24 +29,27 @@ _VULGAR = {
     "⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6), "⅐": (1, 7), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8),
     "⅑": (1, 9), "⅒": (1, 10),
 }  # fmt: skip
-_RAISED = {**dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿˣ", "0123456789+-()nx", strict=True))}
-_LOWERED = {**dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ", "0123456789+-()nx", strict=True))}
+_RAISED = str.maketrans(dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿˣ", "0123456789+-()nx", strict=True)))
+_LOWERED = str.maketrans(dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ", "0123456789+-()nx", strict=True)))
 
-_FONTS = frozenset(
-    "boldsymbol bm pmb mathbf mathit mathsf mathtt mathnormal mathrm mathord mathop mathbin underline uline ensuremath "
-    "displaystyle textstyle scriptstyle bf it rm sf tt bfseries itshape rmfamily normalsize small large Large LARGE "
-    "huge Huge limits nolimits strut mathstrut nonumber notag hline hfill centering left right big Big bigg Bigg bigl "
-    "bigr Bigl Bigr biggl biggr Biggl Biggr".split()
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_FONTS = _set(
+    "boldsymbol bm pmb mathbf mathit mathsf mathtt mathnormal mathrm mathord mathop mathbin underline "
+    "uline ensuremath displaystyle textstyle scriptstyle bf it rm sf tt bfseries itshape rmfamily "
+    "normalsize small large Large LARGE huge Huge limits nolimits strut mathstrut nonumber notag hline "
+    "hfill centering left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr"
 )
 """Commands that say how their argument looks, or say nothing: dropped, the argument stays."""
-_DELIMITED = frozenset("left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr".split())
-_TEXTS = frozenset(
-    "text textbf textit textrm textsf texttt textnormal textup textsc textmd emph mbox hbox operatorname".split()
-)
-_IGNORED = frozenset("phantom hphantom vphantom hspace vspace label tag color".split())
+_DELIMITED = _set("left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr")
+_TEXTS = _set("text textbf textit textrm textsf texttt textnormal textup textsc textmd emph mbox hbox operatorname")
+_IGNORED = _set("phantom hphantom vphantom hspace vspace label tag color")
 """Commands that leave nothing on the page, and whose argument goes with them."""
 _COLOURED = frozenset(("textcolor", "colorbox"))
-_OPERATORS = frozenset("sin cos tan cot sec csc ln log exp arcsin arccos arctan gcd lcm det max min lim arg".split())
+_OPERATORS = _set("sin cos tan cot sec csc ln log exp arcsin arccos arctan gcd lcm det max min lim arg")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?|\\.", re.DOTALL)
 _WORDS = re.compile(r"[A-Za-z]{2,}[A-Za-z0-9'’]*(?:[ -]+[A-Za-z]{2,}[A-Za-z0-9'’]*)*|\$")
 
@@ -130,11 +133,9 @@ def _ascii(answer: str) -> str:
     for mark, (over, under) in _VULGAR.items():
         answer = answer.replace(mark, rf"\frac{{{over}}}{{{under}}}")
     for marks, sign in ((_RAISED, "^"), (_LOWERED, "_")):
-        answer = re.sub(
-            f"[{''.join(marks)}]+",
-            lambda match, marks=marks, sign=sign: f"{sign}{{{''.join(marks[mark] for mark in match.group())}}}",
-            answer,
-        )
+        runs = re.split(f"([{''.join(map(chr, marks))}]+)", answer)
+        runs[1::2] = [f"{sign}{{{run}}}" for run in runs[1::2]]
+        answer = "".join(runs).translate(marks)
     for root, command in (("√", r"\sqrt"), ("∛", r"\sqrt[3]"), ("∜", r"\sqrt[4]")):
         command = command.replace("\\", r"\\")
         answer = re.sub(rf"{root}\s*\(([^()]*)\)", rf"{command}{{\1}}", answer)
@@ -220,8 +221,10 @@ def _words(content: str, first: bool) -> str:
 
 _NUMERALS = dict(
     zip(
-        "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen binary ternary "
-        "octal decimal hexadecimal".split(),
+        str.split(
+            "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+            "sixteen binary ternary octal decimal hexadecimal"
+        ),
         [*range(2, 17), 2, 3, 8, 10, 16],
         strict=True,
     )
@@ -281,7 +284,9 @@ def _repeating(whole: str, once: str, again: str, digit: str) -> str:
 
 _HALF_LINE = r"\s*(?P<{0}name>[A-Za-z])\s*(?P<{0}sign><|>|[≤≥]|\\[lg]eq?(?![A-Za-z]))(?P<{0}end>[^<>=≤≥,]+?)\s*"
 _HALF_LINES = re.compile(
-    _HALF_LINE.format("first") + r",?\s*(?:\\text\s*\{\s*or\s*\}|\\(?:lor|vee)(?![A-Za-z])|\bor\b)" + _HALF_LINE.format("last")
+    _HALF_LINE.format("first")
+    + r",?\s*(?:\\text\s*\{\s*or\s*\}|\\(?:lor|vee)(?![A-Za-z])|\bor\b)"
+    + _HALF_LINE.format("last")
 )
 
 
@@ -305,7 +310,6 @@ _BASE = rf"(?P<base>\d{{1,2}}|{'|'.join(_NUMERALS)})"
 _IN_BASE = (
     re.compile(rf"(?P<digits>-?[0-9A-Za-z.]+)(?:_(?:base-?)?|,?(?:in|to)?base-?){_BASE}", re.IGNORECASE),
     re.compile(rf"(?:in)?base-?{_BASE}[,:]+(?P<digits>-?[0-9A-Za-z.]+)", re.IGNORECASE),
-    re.compile(rf"(?P<digits>-?[0-9A-Za-z.]+?),?(?:in|to)?{_BASE.replace('d{1,2}', 'b')}", re.IGNORECASE),
 )
 
 
@@ -314,7 +318,7 @@ def _in_base(answer: str) -> str:
     if "_" not in answer and "text" not in answer and "base" not in answer:
         return answer
     bare = _WRAPPERS.sub("", answer)
-    for pattern in _IN_BASE[:2]:
+    for pattern in _IN_BASE:
         match = pattern.fullmatch(bare)
         if match:
             base = _NUMERALS.get(match["base"].lower()) or int(match["base"])
@@ -326,7 +330,9 @@ def _in_base(answer: str) -> str:
 
 
 _TEXT = r"\\text\s*\{[^{}]*\}"
-_CONJUNCTION = re.compile(r"\\text\s*\{([^{}]*?)(?:\b(?:and|or)\b|[,;])([^{}]*)\}(?=.*[0-9A-Za-z])|,?\s*(?<![\\A-Za-z])(?:and|or)(?![A-Za-z])")
+_CONJUNCTION = re.compile(
+    r"\\text\s*\{([^{}]*?)(?:\b(?:and|or)\b|[,;])([^{}]*)\}(?=.*[0-9A-Za-z])|,?\s*(?<![\\A-Za-z])(?:and|or)(?![A-Za-z])"
+)
 _UNIT = rf"(?:\s*(?:/|\*|\\cdot(?![A-Za-z]))?\s*{_TEXT}(?:\s*\^\s*\{{?\s*-?\d\s*\}}?)?)"
 _UNITS = re.compile(
     rf"(?<=[^\s(\[{{,;=])(?:{_UNIT}+|\s*\\frac\s*\{{\s*{_TEXT}\s*\}}\s*\{{\s*{_TEXT}\s*\}})(?=\s*(?:[,;)\]]|\\\}}|$))"
@@ -351,7 +357,7 @@ def _listed(answer: str) -> str:
     answer = re.sub(r"\\(?:lor|vee)(?![A-Za-z])", ",", answer) if "=" in answer else answer
     answer = re.sub(r"^\\text\s*\{\s*(?:either|both)\s*\}\s*", "", answer)
     if r"\text" in answer or " and " in answer or " or " in answer:
-        answer = re.sub(r"\s*,\s*,\s*", ", ", _CONJUNCTION.sub(separate, answer))
+        answer = re.sub(r"\s*(?:,\s*)?,\s+", ", ", _CONJUNCTION.sub(separate, answer))
     return answer
 
 

@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def arm_alarms(cpu_seconds: float, seconds: float) -> None:
-    """Have the kernel end this process after so much CPU time, or wall-clock time: inside C code, or with the parent gone.
+    """Have the kernel end this process after so much CPU or wall-clock time: inside C code, or with the parent gone.
 
     Args:
         cpu_seconds: ended by SIGPROF, which tells the parent that the comparison itself took too long; 0: never.

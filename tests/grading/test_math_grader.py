@@ -13,8 +13,9 @@ import pytest
 from math_verdicts import VERDICTS
 
 from lm_power.grading.math_answers import extract_answer
-from lm_power.grading.math_spelling import tidy
 from lm_power.grading.math_grader import MathGrader, grade_math
+from lm_power.grading.math_readings import settled
+from lm_power.grading.math_spelling import tidy
 from lm_power.grading.math_worker import float_digits, make_compare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -154,19 +155,16 @@ WORKERS = {
 }
 
 
-def test_a_hanging_answer_costs_its_time_once():
-    """Guards the majority vote, which compares each answer of a problem with all others."""
+def test_a_hanging_pair_costs_its_time_once():
+    """Guards the repeats of a prompt, among which the same wrong answer comes up again."""
     grader = MathGrader()
-    assert grader.equal("4/2", "2", 30)
     assert not grader.equal("9^{9^{9^{9}}}", "5", time_limit=0.5)
-    start = time.monotonic()
-    assert not any(grader.equal("9^{9^{9^{9}}}", str(gold) + "/7") for gold in range(20))
-    assert not any(grader.equal(str(gold) + "/7", "9^{9^{9^{9}}}") for gold in range(20))
-    assert time.monotonic() - start < 1
+    assert not any(grader.equal("9^{9^{9^{9}}}", "5", time_limit=0.5) for _ in range(20))
+    assert grader.failures == {"timeout": 1}
     grader.close()
 
 
-@pytest.mark.parametrize(("behaviour", "kind"), [("dies", "crash"), ("stays silent", "timeout"), ("fails", "error")])
+@pytest.mark.parametrize(("behaviour", "kind"), [("dies", "crash"), ("stays silent", "starved"), ("fails", "error")])
 def test_a_bad_worker_means_wrong(tmp_path, behaviour, kind):
     worker = tmp_path / "worker.py"
     worker.write_text(WORKERS[behaviour])
@@ -278,12 +276,9 @@ def test_other_problems_answers_are_wrong_and_quick():
     same = [(answer, gold) for answer, gold in pairs if compare(answer, gold)]
     mean = (time.process_time() - start) / len(pairs)
     print(f"{1000 * mean:.1f} ms an answer; {len(same)} chance agreements")
-    assert [(answer, gold) for answer, gold in same if not literally_equal(answer, gold)] == []
+    assert [(answer, gold) for answer, gold in same if not settled(answer, gold)] == []
     assert mean < 0.020
 
 
-def test_bases_and_digits():
-    assert bases_differ("52_8", "52_{10}") and not bases_differ("52_8", "52_{8}") and not bases_differ("52", "52_8")
-    assert literally_equal("x + 1", "x+1") and not literally_equal("3 5", "35")
-    assert integers_equal("05", "5") and integers_equal("5", "50") is False and integers_equal("5.0", "5") is None
+def test_digits():
     assert [float_digits(x) for x in (12.5, 0.5, 0.05, 0.0000672, 0, -0.02)] == [6, 6, 7, 10, 6, 7]

@@ -1,0 +1,159 @@
+"""Spellings of right answers are right, and what only resembles one is wrong: one table a kind, both ways."""
+
+import pytest
+
+from lm_power.grading.math_answers import extract_answer
+from lm_power.grading.math_grader import MathGrader, grade_math
+
+# Per kind: (gold answer, right answers, wrong answers), all as they stand in a box.
+BOXED = {
+    "percent": [
+        ("12.5", [r"12.5\%", "12.5%", r"12.5 \text{ percent}", "12.5 percent"], [r"0.125\%", r"1.25\%"]),
+        (r"12.5\%", ["12.5", "0.125", r"\frac18", r"12.5\%", r"\frac{25}{2}\%"], ["1.25", "125"]),
+        ("25", [r"25.0\%", r"25\%"], [r"2.5\%", "0.25"]),
+        (r"33\frac13", [r"33\frac13\%", r"33\frac{1}{3} \%", r"\frac{100}{3}\%"], [r"33\%"]),
+        (r"33\frac13\%", [r"\frac13", r"\frac{100}{3}"], ["33"]),
+        ("0.125", [r"12.5\%"], ["12.5", r"0.0125\%"]),
+        ("10, 20", [r"10\%, 20\%"], [r"10\%, 30\%"]),
+    ],
+    "equations": [
+        ("5", ["x=5", "f(2)=5", "4+1=5", "x=4+1=5", "AB=5", "5=x", "x_1 = 5", r"\text{Area} = 5", r"\angle A = 5"],
+         ["3x+2=5", "x^2+y^2=5", "2x=5", "x+y=5", r"\sqrt{x}=5", "xy=5", r"\frac{x}{2}=5", "x(x+1)=5", "-x=5",
+          "3x+2=5=5"]),
+        ("25", ["r^2+16=25 \\Rightarrow 25"], ["x^2+y^2=25", r"x^2 + y^2 = 25"]),
+        ("(1,2)", ["(x,y)=(1,2)", "x=1, y=2", "x,y=1,2"], ["(x,y)=(2,1)", "(x+y,2)=(1,2)"]),
+        ("1,-2", ["n=1, n=-2", r"x=1 \text{ or } x=-2", "x=1 or -2"], ["2x=1, x=-2", "x=1"]),
+        ("x^2", ["f(x)=x^2", "y=x^2", "f^{-1}(x)=x^2", "P(x) = x^2"], ["y^2=x^2", "2y=x^2"]),
+        ("x=5", ["5", "x=5"], ["y=5"]),
+        (r"\frac35", [r"\sin A=\frac35", r"P(A \cap B) = \frac{3}{5}"], [r"5x = \frac35"]),
+    ],
+    "bases": [
+        ("52_8", ["(52)_8", r"52_{\text{eight}}", r"52 \text{ base } 8", r"52_\text{eight}", r"52_{(8)}", "52 base 8",
+                  r"\left(52\right)_{8}", r"52 \text{ in base eight}", r"\text{52}_8", "52₈", "x = 52_8", "52"],
+         ["(52)_7", r"52_{\text{seven}}", r"52 \text{ base } 9", "(53)_8", "52_{10}", "42"]),
+        (r"1011_{\text{two}}", ["1011_2", r"1011 \text{ base } 2", "1011"], ["1101_2", "1011_3", "11"]),
+        ("2A_{16}", [r"2\text{A}_{16}", "(2A)_{16}", "2a_{16}"], ["2B_{16}", "2A_{12}", "42"]),
+    ],
+    "spellings": [
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+         [r"\begin{pmatrix} 1 \\[4pt] 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ [1ex] 2 \end{pmatrix}",
+          r"\begin{bmatrix} 1 \\* 2 \end{bmatrix}", r"\begin{pmatrix} 1 \cr 2 \end{pmatrix}",
+          r"\left(\begin{smallmatrix} 1 \\ 2 \end{smallmatrix}\right)", r"\begin{psmallmatrix}1\\2\end{psmallmatrix}"],
+         [r"\begin{pmatrix} 1 \\[4pt] 3 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"]),
+        (r"\frac52", ["2 1/2", r"2\ 1/2", "2½", r"2\,\tfrac12", "x = 2 1/2"], ["2/2", "2-1/2", "21/2", "2 1/3"]),
+        (r"-\frac52", ["-2 1/2", "-2½"], ["2 1/2", "-2/2"]),
+        (r"\emptyset", [r"\varnothing", "∅", r"\{\}", r"\text{the empty set}"], [r"\{0\}", "0"]),
+        (r"\sqrt2", ["√2", "√(2)", r"√{2}", r"\boldsymbol{\sqrt{2}}"], ["√3", "2"]),
+        (r"2\sqrt{13}", ["2√13", "2 √13"], ["2√1", "13√2"]),
+        (r"3\pi", ["3π", r"\boldsymbol{3\pi}", r"\bm{3\pi}"], ["3"]),
+        ("5", [r"\boldsymbol{5}", r"\bm{5}", r"\mathbf{5}", r"{\bf 5}", r"\textcolor{red}{5}", r"\displaystyle 5",
+               r"\text{5 apples}"],
+         [r"\boldsymbol{6}", r"\textcolor{red}{6}"]),
+        (r"\frac16", [r"0.1\overline{6}", "⅙"], ["0.16"]),
+        ("x^2+1", ["x²+1", r"\mathbf{x^2+1}"], ["x³+1"]),
+        ("[1,2)", ["1 ≤ x < 2"], ["1 < x ≤ 2"]),
+    ],
+    "labels": [
+        ("12", [r"\textbf{(B)}\ 12", r"\text{(B) } 12", "(B) 12", "B) 12", r"\text{(B) 12}",
+                r"\textbf{(B) } 12 \text{ cm}",
+                r"\text{Option B: } 12", r"12 \text{ (B)}"],
+         [r"\textbf{(B)}\ 13", r"\textbf{(B)}", r"\textbf{(B)}\ -12"]),
+        (r"\text{(B)}", [r"\textbf{(B)}\ 12", "(B) 12", r"\text{B}"], [r"\textbf{(C)}\ 12", "12"]),
+        (r"\frac12", [r"\textbf{(A)}\ \frac{1}{2}"], [r"\textbf{(A)}\ \frac{1}{3}"]),
+    ],
+    "words": [
+        ("5", [r"5 \text{ apples}", r"5 \text{ square units}", r"5\text{ m}^2", r"5\text{ km}/\text{h}"],
+         [r"5 \text{ apples and } 6 \text{ oranges}", r"5 \text{ men or } 6 \text{ women}", "5 apples and 6 oranges",
+          r"\text{5 apples and 6 oranges}", r"5 \text{ apples}, 6 \text{ oranges}", r"5 \text{ feet } 6 \text{ inches}",
+          r"5 \text{ to } \text{6}", r"5 \text{ or maybe } \frac{6}{1}", r"\text{either } 5 \text{ or } 6"]),
+        ("5, 6", [r"5 \text{ apples and } 6 \text{ oranges}", r"5 \text{ or } 6"],
+         [r"5 \text{ apples and } 7 \text{ oranges}"]),
+        (r"5 \text{ feet } 6 \text{ inches}", [r"5\text{ feet }6\text{ inches}", r"5 \text{ feet } 6"], ["5", "11"]),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BOXED)
+def test_boxed_answers(kind):
+    disagreements = [
+        (gold, answer, f"should be {verdict}")
+        for gold, right, wrong in BOXED[kind]
+        for answers, verdict in ((right, True), (wrong, False))
+        for answer in answers
+        if grade_math(rf"So $\boxed{{{answer}}}$.", gold, 30) is not verdict
+    ]
+    assert disagreements == []
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Final Answer: The final answer is $4$. I hope it is correct.", "4"),
+        ("**Final Answer:** The answer is **4**.", "4"),
+        ("Answer: The answer is: 4", "4"),
+        ("The final answer is: **Answer: 4**", "4"),
+        ("### Final Answer\n\n$4$", "4"),
+        ("**Answer:**\n4", "4"),
+        ("The answer is:\n\\[\n4\n\\]", "4"),
+        ("The final answer is therefore $4$.", "4"),
+        ("The answer to the problem is 4.", "4"),
+        ("The answer is 4.\nThis answer is correct.", "4"),
+        ("The answer is $1.5$.", "1.5"),
+        (r"$n=\boxed{1}$ and $n=\boxed{-2}$", "1, -2"),
+        (r"$x=\boxed{2}$ or $x=\boxed{3}$", "2, 3"),
+        (r"$x_1=\boxed{1}$, $x_2=\boxed{-2}$", "1, -2"),
+        (r"$\boxed{2}$ (or possibly $\boxed{3}$)", "2, 3"),
+        (r"$x=\boxed{2} \text{ or } x=\boxed{3}$", "2, 3"),
+        ("$a=\\boxed{3}$, $b=\\boxed{4}$\nSo $a+b=\\boxed{7}$.", "7"),
+        ("$x=\\boxed{2}$. Wait, rather $x=\\boxed{3}$.", "3"),
+    ],
+)
+def test_what_a_text_says(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "next_problem",
+    [
+        "\n\nProblem: What is $3+4$? It is $\\boxed{7}$.",
+        "\n\n**Question 2.** What is $3+4$? The answer is 7.",
+        "\n\nHuman: What is $3+4$? It is $\\boxed{7}$.",
+        "\nQ: What is $3+4$?\nA: \\boxed{7}",
+        " Can you solve the following math problem? Add. Please put your final answer within \\boxed{{}}. \\boxed{7}",
+        "<|im_start|>user\nWhat is $3+4$? $\\boxed{7}$",
+    ],
+)
+@pytest.mark.parametrize("own", [r"So it is $\boxed{4}$.", r"First $\boxed{3}$; no: $\boxed{4}$.", "The answer is 4."])
+def test_a_base_model_that_poses_itself_another_problem(own, next_problem):
+    assert extract_answer(own + next_problem) == "4"
+    assert extract_answer("Nothing yet." + next_problem) in ("7", None)
+
+
+@pytest.mark.parametrize("text", ["\n" * 200_000, "answer:" + "\n" * 190_000, "answer to " * 20_000, "#" * 200_000])
+def test_long_texts_are_searched_in_linear_time(text):
+    """A search that was quadratic took minutes here; the test only has to end."""
+    extract_answer(text)
+
+
+STUB = """
+import json, sys, time
+print('{"ready": true}', flush=True)
+for line in sys.stdin:
+    job = json.loads(line)
+    while job["answer"] == "1+1": time.sleep(0.01)
+    print('{"correct": true}', flush=True)
+"""
+
+
+def test_an_answer_that_took_too_long_says_nothing_about_another_pair(tmp_path):
+    """Grades depended on the order of documents: a gold equal to such an answer was wrong without being asked."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(STUB)
+    grader = MathGrader(worker)
+    assert not grader.equal("1+1", "5", 0.2)
+    assert grader.failures == {"starved": 1}  # it had no CPU time: the machine's fault, as far as one can tell
+    assert grader.equal("2+0", "1+1", 0.2)
+    worker.write_text(STUB.replace("1+1", "never"))
+    grader.close()
+    assert grader.equal("1+1", "5", 0.2)  # so it is asked again
+    grader.close()
