@@ -110,9 +110,15 @@ class Decoder(Protocol):
     segment back, and settled again by `commit` or `rollback`. `step` may hand a segment back some calls after the
     one that drew its last token, and nothing while rows are busy; a segment that was rolled back meanwhile is never
     handed back. `drawn` must answer even where another call has failed.
+
+    Attributes:
+        rows: how many there are.
+        row_cost: what one more busy row adds to the time of a step, as a share of what a step takes without rows; a
+            constant, which decides how far idle rows work ahead. 0: rows cost nothing.
     """
 
     rows: int
+    row_cost: float
 
     def load(self, row: int, prompt: Sequence[int], completion: Sequence[int] = ()) -> None:
         """Make an idle row hold a prompt and a settled completion."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lm_power.chains import Algorithm, Path, make_algorithm
 from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.decoding import FinishedBy
-from lm_power.engine import Counters, Engine, StopStrings
+from lm_power.engine import BatchShape, Counters, Engine, StopStrings
 from lm_power.engine.attention import prefer_spans
 from lm_power.engine.fallback import tried_backend
 from lm_power.engine.halving import halving
@@ -35,13 +35,16 @@ class PowerSampler:
         cuda_graphs: on a GPU, record a decode step once and replay it; see `lm_power.engine.decode_step`. By
             default, where that works; with True the sampler fails where it does not; with False, never.
         torch_compile: compile the model for decode steps, in a few minutes.
+        batch_shape: "shrinking": a step runs on as many rows as there is work for; "fixed": on all rows, so that below
+            float64 the last bits of a completion do not depend on which others are decoded beside it, or were stored
+            before.
 
     Attributes:
         counters: what has been decoded so far, by all calls.
 
     Raises:
         UnsupportedModelError: the engine cannot serve this architecture.
-        OptionError: no EOS token is known, or `max_rows` is not a whole number ≥ 1 or "auto".
+        OptionError: no EOS token is known, `max_rows` is not a whole number ≥ 1 or "auto", or `batch_shape` is neither.
     """
 
     def __init__(
@@ -52,7 +55,10 @@ class PowerSampler:
         eos_token_ids: Sequence[int] | None = None,
         cuda_graphs: bool | None = None,
         torch_compile: bool = False,
+        batch_shape: BatchShape = "shrinking",
     ) -> None:
+        check_batch_shape(batch_shape)
+        self.batch_shape = batch_shape
         if max_rows != "auto" and (isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1):
             raise OptionError(f"max_rows={max_rows!r}: must be a whole number >= 1, or 'auto'")
         model.eval()
@@ -81,6 +87,7 @@ class PowerSampler:
         peft: str | None = None,
         cuda_graphs: bool | None = None,
         torch_compile: bool = False,
+        batch_shape: BatchShape = "shrinking",
         **model_options: Any,
     ) -> PowerSampler:
         """A sampler for a checkpoint.
@@ -93,6 +100,7 @@ class PowerSampler:
             peft: hub id or folder of a PEFT adapter to load on top.
             cuda_graphs: see the class.
             torch_compile: see the class.
+            batch_shape: see the class.
             model_options: for `AutoModelForCausalLM.from_pretrained`. Without `attn_implementation`, a model that
                 goes to NVIDIA GPUs gets `"lm_power"` (see `lm_power.engine.attention`) where it can have it; any
                 other, what transformers chooses.
@@ -111,7 +119,14 @@ class PowerSampler:
             model = PeftModel.from_pretrained(model, peft)
         revision = {k: v for k, v in model_options.items() if k in ("revision", "trust_remote_code", "token")}
         tokenizer = AutoTokenizer.from_pretrained(pretrained, **revision)
-        return cls(model, tokenizer, max_rows=max_rows, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
+        return cls(
+            model,
+            tokenizer,
+            max_rows=max_rows,
+            cuda_graphs=cuda_graphs,
+            torch_compile=torch_compile,
+            batch_shape=batch_shape,
+        )
 
     def generate(
         self,
@@ -256,6 +271,7 @@ class PowerSampler:
                     stops,
                     counters=self.counters,
                     measures=algorithm.measures,
+                    batch_shape=self.batch_shape,
                 )
                 return scheduler.finished(engine)
 
@@ -292,6 +308,13 @@ class PowerSampler:
             steps=steps,
             companions=companions,
         )
+
+
+def check_batch_shape(batch_shape: object) -> None:
+    """Raise `OptionError` for what is no `BatchShape`."""
+    shapes = get_args(BatchShape)
+    if batch_shape not in shapes:
+        raise OptionError(f"batch_shape={batch_shape!r}: must be {' or '.join(shapes)}")
 
 
 def find_eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:

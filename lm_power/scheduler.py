@@ -225,7 +225,10 @@ class Scheduler:
 
     def _work_ahead(self, jobs: Iterable[ActiveJob]) -> None:
         """Give idle rows to those of the jobs that would finish last."""
-        rejected = self._rejected / self._decoded
+        rejected, cost = self._rejected / self._decoded, self.engine.row_cost
+        # Steps settled in the time of a proposal, of all jobs; and the rows that are busy with them.
+        settled = sum((1 - rejected ** job.decoding()) / (1 - rejected) for job in self._running.values())
+        busy = len(self._decoding)
 
         def left(job: ActiveJob) -> float:
             return self.algorithm.work_left(job.state) * (1 - rejected) / (1 - rejected ** job.decoding())
@@ -238,9 +241,14 @@ class Scheduler:
             state = self.algorithm.if_rejected(last.state, last.moves)
             if state is None or self.algorithm.result(state) is not None:
                 continue
-            if not (self._idle or job.home_is_free()) or rejected ** job.decoding() < self.WORTHWHILE:
+            gain = rejected ** job.decoding()  # the probability that what is decoded ahead is used
+            if not (self._idle or job.home_is_free()) or gain < self.WORTHWHILE:
                 continue
+            if gain * (1 + cost * busy) <= cost * settled:
+                continue  # the row would slow the others down by more than it adds
             self._begin_ahead(job, state)
+            settled += gain
+            busy += 1
             heapq.heappush(queue, (-left(job), job.index, job))
 
     def _begin_ahead(self, job: ActiveJob, state: Any) -> None:

@@ -27,8 +27,9 @@ MEAN, LONGEST = 680, 3072  # tokens; Qwen2.5-Math-7B on MATH500 (Karan & Du 2025
 class FakeEngine:
     """Takes one pass a token and hands back tokens that say nothing; checks that it is used as it may be."""
 
-    def __init__(self, rows: int) -> None:
-        self.rows, self.passes, self.decoded = rows, 0, 0
+    def __init__(self, rows: int, row_cost: float = 0.0) -> None:
+        self.rows, self.row_cost, self.passes, self.decoded = rows, row_cost, 0, 0
+        self.seconds = 0.0  # with a step of r rows taking 1 + row_cost·r
         self._left: dict[int, int] = {}
         self._asked: dict[int, Request] = {}
         self._length = [0] * rows  # of the settled completion
@@ -67,6 +68,7 @@ class FakeEngine:
         """On to the next pass after which a row has finished."""
         passes = min(self._left.values())
         self.passes += passes
+        self.seconds += passes * (1 + self.row_cost * len(self._left))
         self.decoded += passes * len(self._left)
         self._left = {row: left - passes for row, left in self._left.items()}
         done = [row for row, left in self._left.items() if not left]
@@ -214,6 +216,19 @@ def test_idle_rows_go_to_the_longest_chain() -> None:
     assert runs[1].prefetched > 0.5 * runs[1].decoded
     # Nearly all that can be decoded ahead of its turn is: the chain takes a fraction of its own passes.
     assert engine.passes < 0.45 * runs[1].decoded
+
+
+@pytest.mark.parametrize(("accepted", "row_cost", "share"), [(0.1, 1 / 16, 0.85), (0.5, 1 / 16, 1), (0.5, 1 / 256, 0.8)])
+def test_prefetch_widens_a_batch_only_as_far_as_it_pays(accepted: float, row_cost: float, share: float) -> None:
+    """Where a step of r rows takes 1 + row_cost·r, working ahead ends sooner than waiting, by at least the stated share.
+
+    With half of the proposals accepted and rows that are dear, as on a CPU, a scheduler that thinks they cost nothing
+    would take longer than without prefetch. Deterministic.
+    """
+    make = functools.partial(FakeEngine, row_cost=row_cost)
+    plain, _ = simulate(JOBS, ROWS, accepted, False, make)
+    ahead, _ = simulate(JOBS, ROWS, accepted, True, make)
+    assert ahead.seconds < share * plain.seconds
 
 
 def test_prefetch_waits_for_the_jobs() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lm_power.engine.backend import HFBackend, UnsupportedModelError
-from lm_power.engine.engine import Counters, Engine
+from lm_power.engine.engine import BatchShape, Counters, Engine
 from lm_power.engine.stopping import StopStrings
 
-__all__ = ["Counters", "Engine", "HFBackend", "StopStrings", "UnsupportedModelError"]
+__all__ = ["BatchShape", "Counters", "Engine", "HFBackend", "StopStrings", "UnsupportedModelError"]

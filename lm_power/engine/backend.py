@@ -122,11 +122,11 @@ class HFBackend:
     def forward(
         self, cache: RowCache, first: int, tokens: Tensor, positions: Tensor, slots: Tensor, length: int
     ) -> Tensor:
-        """Feed tokens to rows [first, first + rows) of the cache.
+        """Feed tokens to the rows at places [first, first + rows) of the cache.
 
         Args:
             cache: where keys and values are read and written.
-            first: first row.
+            first: place of the first row.
             tokens: [rows, queries] int64 on `input_device`.
             positions: as tokens; see `RowCache.look_at`.
             slots: as tokens; see `RowCache.look_at`.
@@ -139,7 +139,7 @@ class HFBackend:
 
     @torch.inference_mode()
     def decode(self, cache: RowCache, tokens: Tensor, positions: Tensor, slots: Tensor, length: int) -> Tensor:
-        """`forward` for one token in every row, by the compiled model where there is one."""
+        """`forward` for one token in each of the first rows, by the compiled model where there is one."""
         return self._logits(self._decoder, cache, 0, tokens, positions, slots, length)
 
     def _logits(
@@ -168,7 +168,7 @@ class HFBackend:
             ids = send(np.array([tokens[first : first + chunk]], np.int64), self.input_device)
             stop = start + first + ids.shape[1]
             slots = torch.arange(start + first, stop, device=self.input_device)[None]
-            self.forward(cache, row, ids, slots, slots, stop)
+            self.forward(cache, int(cache.places[row]), ids, slots, slots, stop)
 
     @torch.inference_mode()
     def _probe(self) -> list[LayerShape]:

@@ -8,11 +8,11 @@ import torch
 
 
 class CudaGraphs:
-    """Runs a function of one integer; from a value's second run on, as the replay of a CUDA graph.
+    """Runs a function of integers; from its second run with the same ones on, as the replay of a CUDA graph.
 
     The function must be the same each time, and work on tensors that stay where they are, whatever else it is called
-    with: a replay repeats the kernels that were recorded, on the same addresses, and no Python. The first run with a
-    value is an ordinary one, which loads kernels and sets up libraries; the second is recorded, which computes
+    with: a replay repeats the kernels that were recorded, on the same addresses, and no Python. The first run with
+    some values is an ordinary one, which loads kernels and sets up libraries; the second is recorded, which computes
     nothing, and replayed.
 
     Args:
@@ -21,32 +21,32 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._seen: set[int] = set()
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._seen: set[tuple[int, ...]] = set()
+        self._graphs: dict[tuple[int, ...], torch.cuda.CUDAGraph] = {}
 
-    def run(self, function: Callable[[int], None], value: int) -> None:
-        """Run `function(value)`, or replay it.
+    def run(self, function: Callable[..., None], *values: int) -> None:
+        """Run `function(*values)`, or replay it.
 
         Raises:
             RuntimeError: at the second run, if the function does what cannot be recorded (asks the device for a
                 value, allocates by other means …), or memory runs out; with the way out.
         """
         with torch.cuda.device(self.device):
-            if value not in self._seen:
-                self._seen.add(value)
-                function(value)
+            if values not in self._seen:
+                self._seen.add(values)
+                function(*values)
                 return
-            if value not in self._graphs:
-                self._graphs[value] = self._recorded(function, value)
-            self._graphs[value].replay()
+            if values not in self._graphs:
+                self._graphs[values] = self._recorded(function, *values)
+            self._graphs[values].replay()
 
-    def _recorded(self, function: Callable[[int], None], value: int) -> torch.cuda.CUDAGraph:
+    def _recorded(self, function: Callable[..., None], *values: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         # Graphs never run side by side: they can share what they need for intermediate results.
         pool = next(iter(self._graphs.values())).pool() if self._graphs else None
         try:
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                function(value)
+                function(*values)
         except RuntimeError as error:
             # Where the recording fails, ending it fails too; what went wrong first is the second one's context.
             raise RuntimeError(

@@ -68,6 +68,9 @@ class Status(enum.IntEnum):
 class DecodeStep:
     """Draws one token in every busy row, and pauses the rows that may have ended.
 
+    A step runs on the rows in the first places of the cache, as many as it is told to; the state of a row lies at the
+    row's place, and moves with it.
+
     All that a step reads and writes is on the device: the rows' state, their uniforms, the keys and values. The host
     posts changes to single rows, which the next launch takes in, and reads results when it likes: it may launch a
     step before it has read the last one. Nothing in a step depends on Python values that change, or asks
@@ -92,7 +95,7 @@ class DecodeStep:
         self.backend, self.cache = backend, cache
         self.device = backend.input_device
         self._table = torch.zeros((FIELDS, cache.rows), dtype=torch.float64, device=self.device)
-        self._state = RowState(*self._table.unbind())
+        self._busy = self._table[0]
         # One column more than can be drawn: where a row that has reached the longest length looks while it idles.
         self._uniforms = torch.zeros((cache.rows, max_new_tokens + 1), dtype=torch.float64, device=self.device)
         self._pauses = torch.from_numpy(pauses).to(self.device)
@@ -103,7 +106,7 @@ class DecodeStep:
         self._posted: dict[int, tuple[float, ...]] = {}
         self._posted_uniforms = np.zeros(self._uniforms.shape)
         self._resumed: set[int] = set()
-        self._results: deque[Fetch] = deque()
+        self._results: deque[tuple[Fetch, NDArray[np.int64], NDArray[np.int64]]] = deque()  # of which rows, at which places
         self._draw: Callable[..., Drawn] = draw_next
         self._graphs: CudaGraphs | None = None
         if backend.replays:
@@ -134,26 +137,46 @@ class DecodeStep:
         """From the next launch on, leave a row idle."""
         self._post(row, (0,) * FIELDS)
 
-    def launch(self, shown: int) -> None:
-        """Draw one token in every busy row; `shown` slots of each row are shown to the attention."""
+    def swap(self, row: int, other: int, length: int) -> None:
+        """Let two rows change places from the next launch on, with their first `length` slots of the cache."""
+        places = self.cache.places[[row, other]]
+        here, there = send(places, self.device), send(places[::-1].copy(), self.device)
+        self._table.index_copy_(1, here, self._table[:, there])
+        self._uniforms.index_copy_(0, here, self._uniforms[there])
+        self.cache.swap(row, other, length)
+
+    def launch(self, width: int, shown: int) -> None:
+        """Draw one token in every busy row.
+
+        Args:
+            width: rows that take part: those in places [0, width), which must hold all busy ones.
+            shown: slots of each row that are shown to the attention.
+        """
+        places = self.cache.places
         if self._posted:
             posted = np.array(list(self._posted))
-            rows, columns = send(posted, self.device), np.array(list(self._posted.values()), np.float64)
-            self._table.index_copy_(1, rows, send(columns, self.device).T)
-            self._uniforms.index_copy_(0, rows, send(self._posted_uniforms[posted], self.device))
+            at, columns = send(places[posted], self.device), np.array(list(self._posted.values()), np.float64)
+            self._table.index_copy_(1, at, send(columns, self.device).T)
+            self._uniforms.index_copy_(0, at, send(self._posted_uniforms[posted], self.device))
             self._posted = {}
         if self._resumed:
-            self._state.busy.index_fill_(0, send(np.array(list(self._resumed)), self.device), 1)
+            self._busy.index_fill_(0, send(places[list(self._resumed)], self.device), 1)
             self._resumed = set()
         if self._graphs is None:
-            self._step(shown)
+            self._step(width, shown)
         else:
-            self._graphs.run(self._step, shown)
-        self._results.append(Fetch(self._result))
+            self._graphs.run(self._step, width, shown)
+        rows = np.flatnonzero(places < width)
+        self._results.append((Fetch(self._result), rows, places[rows]))
 
     def collect(self) -> NDArray[np.float64]:
-        """[4 + measures, rows] of the oldest launch not read: token, log p, log q, `Status`; `measure_next`."""
-        values: NDArray[np.float64] = self._results.popleft().wait()
+        """[4 + measures, rows] of the oldest launch not read: token, log p, log q, `Status`; `measure_next`.
+
+        Zeros, and so the status IDLE, for the rows that took no part.
+        """
+        fetched, rows, places = self._results.popleft()
+        values = np.zeros((len(self._result), self.cache.rows))
+        values[:, rows] = fetched.wait()[:, places]
         return values
 
     def _post(self, row: int, column: tuple[float, ...]) -> None:
@@ -161,15 +184,16 @@ class DecodeStep:
         self._resumed.discard(row)
 
     @torch.inference_mode()
-    def _step(self, shown: int) -> None:
-        state = self._state
+    def _step(self, width: int, shown: int) -> None:
+        state = RowState(*self._table[:, :width].unbind())
+        result = self._result[:, :width]
         busy = state.busy > 0
         # An idle row sits at position 0, where it sees one finite key, and writes to the trash slot.
         positions = ((state.prompt + state.length - 1) * state.busy).long()
         slots = torch.where(busy, positions, self.cache.trash)
         feed = (state.feed * state.busy).long()
         logits = self.backend.decode(self.cache, feed[:, None], positions[:, None], slots[:, None], shown)
-        uniforms = self._uniforms.gather(1, state.length.long()[:, None])[:, 0]
+        uniforms = self._uniforms[:width].gather(1, state.length.long()[:, None])[:, 0]
         arguments = (state.beta, uniforms, state.excluded.long())
         drawn = self._draw(logits, *(argument.to(logits.device) for argument in arguments))
         tokens = drawn.tokens.to(self.device)
@@ -183,6 +207,6 @@ class DecodeStep:
         paused = self._pauses[tokens] | (state.length >= state.horizon)
         status = torch.where(below, Status.BELOW, paused + Status.RUNNING) * busy
         state.busy.copy_(status == Status.RUNNING)
-        torch.stack([tokens.double(), log_p, log_q, status.double()], out=self._result[:4])
-        if len(self._result) > 4:
-            self._result[4:].copy_(measure_next(logits, self.measures))
+        result[:4].copy_(torch.stack([tokens.double(), log_p, log_q, status.double()]))
+        if len(result) > 4:
+            result[4:].copy_(measure_next(logits, self.measures))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from lm_power.engine.backend import HFBackend
 from lm_power.engine.decode_step import NO_MEASURES, DecodeStep, Status
 from lm_power.engine.kv_cache import RowCache
 from lm_power.engine.stopping import StopStrings
+
+
+BatchShape = Literal["shrinking", "fixed"]
 
 
 @dataclasses.dataclass
@@ -24,12 +28,16 @@ class Counters:
         steps: forward passes over the rows whose results have been read.
         attended: positions that the busy rows' queries saw, summed over the steps: whose keys and values a step
             has to read.
+        row_steps: rows of the batch, idle ones among them, summed over the steps.
+        moves: rows that changed their place, so that the busy ones lie together.
     """
 
     decoded: int = 0
     prefilled: int = 0
     steps: int = 0
     attended: int = 0
+    row_steps: int = 0
+    moves: int = 0
 
 
 class Engine:
@@ -41,8 +49,11 @@ class Engine:
     row, so that several proposals can be decoded side by side. Nothing is prefilled after the prompt, but for a
     completion that `load` takes over from an engine that ran out of memory.
 
-    The batch always has `rows` rows: idle ones run along, writing to a trash slot, so that the numbers of a
-    row do not depend on how many others are busy.
+    A step runs on as many rows as are busy, rounded up to one of a few widths. Busy rows change places with idle ones
+    once the idle ones between them have cost more than the moves; what is moved when is a matter of counts alone. An
+    idle row within the width runs along, writing to a trash slot. With `batch_shape="fixed"` all rows always take part,
+    so that the shapes of matrix products, and with them the last bits of a row's numbers, do not depend on how many
+    other rows are busy.
 
     On a GPU a step is launched before the result of the one before it is read, so that the GPU computes while the host
     settles and makes moves. A row that may have ended is paused by the step itself; what follows a segment
@@ -58,6 +69,11 @@ class Engine:
         counters: what to count in; default: counters of its own.
         measures: what else is to be known of each next-token distribution.
         ahead: steps that are launched before a result is read; default: 1 on CUDA, else 0.
+        batch_shape: "shrinking", or "fixed".
+
+    Attributes:
+        row_cost: what one more row adds to the time of a step, as a share of what a step takes without rows. A
+            constant for each kind of device, not a measurement of this one, so that what is drawn depends on no clock.
 
     Raises:
         FloatingPointError: from `step`, where the model's logits are not finite.
@@ -65,6 +81,12 @@ class Engine:
 
     # The attention is shown a multiple of so many slots, so that few shapes occur: on a GPU each is a graph of its own.
     BUCKET, BUCKET_CUDA = 64, 256
+    # Widths of the batch for each doubling of the rows; on a GPU each is a graph of its own.
+    WIDTHS, WIDTHS_CUDA = 4, 2
+    MOVE_COST = 2  # of one row to another place, in steps of a row
+    # Half a billion parameters on two cores: a step of 16 rows takes twice as long as one of none. A GPU has to read
+    # the weights for that, whatever the rows, up to some hundreds.
+    ROW_COST, ROW_COST_CUDA = 1 / 16, 1 / 256
     PREFILL_CHUNK = 512  # prompt tokens a forward pass, at most: bounds the memory of a long prompt
 
     def __init__(
@@ -78,12 +100,18 @@ class Engine:
         counters: Counters | None = None,
         measures: Measures = NO_MEASURES,
         ahead: int | None = None,
+        batch_shape: BatchShape = "shrinking",
     ) -> None:
         self.backend, self.rows, self.stops = backend, rows, stops
         self.counters = counters or Counters()
         on_gpu = backend.input_device.type == "cuda"
         self._ahead = int(on_gpu) if ahead is None else ahead
         self._bucket = self.BUCKET_CUDA if on_gpu else self.BUCKET
+        self._shrinks = batch_shape == "shrinking"
+        self._widths = self.WIDTHS_CUDA if on_gpu else self.WIDTHS
+        self._idled = 0  # steps of idle rows that the busy ones would have spared by moving together
+        # Rows that run along in any case cost nothing.
+        self.row_cost = (self.ROW_COST_CUDA if on_gpu else self.ROW_COST) if self._shrinks else 0.0
         self._cache = RowCache(backend.shapes, rows, prompt_length + max_new_tokens)
         self._is_eos = np.zeros(backend.vocabulary, dtype=bool)
         self._is_eos[list(eos_ids)] = True
@@ -197,11 +225,43 @@ class Engine:
     def step(self) -> list[tuple[int, Segment]]:
         """Draw one token in every busy row; the (row, segment) pairs that are seen to have ended."""
         if self._busy.any():
-            self._step.launch(self._shown())
+            width = self._width()
+            self._step.launch(width, self._shown())
+            self.counters.row_steps += width
             self._launched += 1
             if self._launched - self._landed <= self._ahead:
                 return []
         return self._land() if self._landed < self._launched else []
+
+    def _width(self) -> int:
+        """Rows of the next step: of the busy ones' places, up to the last; they move together where that pays."""
+        if not self._shrinks:
+            return self.rows
+        places = self._cache.places
+        busy = np.flatnonzero(self._busy)
+        reached = self._rounded(int(places[busy].max()) + 1)
+        needed = self._rounded(len(busy))
+        if reached == needed:
+            self._idled = 0
+            return reached
+        self._idled += reached - needed
+        outside = busy[places[busy] >= needed]
+        if self._idled < self.MOVE_COST * len(outside):
+            return reached
+        inside = np.flatnonzero(~self._busy & (places < needed))
+        in_flight = self._launched - self._landed
+        for row, other in zip(outside.tolist(), inside.tolist(), strict=False):
+            filled = self._prompt_length[[row, other]] + self._length[[row, other]] + in_flight
+            self._step.swap(row, other, min(int(filled.max()), self._cache.length))
+        self.counters.moves += len(outside)
+        self._idled = 0
+        return needed
+
+    def _rounded(self, rows: int) -> int:
+        """The least width of so many rows."""
+        doubling = 1 << max(0, (rows - 1).bit_length() - 1)  # the largest power of two below `rows`
+        step = max(1, doubling // self._widths)
+        return min(-(-rows // step) * step, self.rows)
 
     def _shown(self) -> int:
         """Slots that the attention is shown: as many as the longest row may have filled, in whole buckets."""
@@ -225,8 +285,8 @@ class Engine:
         self._history[ran, at + 1] = tokens[ran]
         self._log_p[ran, at] = log_p[ran]
         self._log_q[ran, at] = log_q[ran]
-        for column, values in enumerate(measured):
-            self._measured[ran, at, column] = values[ran]
+        if measured:
+            self._measured[ran, at] = np.stack(measured, axis=1)[ran]
         self._length[ran] += 1
         self.counters.decoded += len(ran)
         self.counters.attended += int((self._prompt_length[ran] + at).sum())

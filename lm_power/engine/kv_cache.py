@@ -6,6 +6,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -101,18 +102,25 @@ class _RowLayer(CacheLayerMixin):
 class RowCache(Cache):
     """Preallocated keys and values of `rows` sequences of up to `length` positions.
 
-    A sliding-window layer stores the full length as well: only so can a row be rewound exactly.
+    A sliding-window layer stores the full length as well; otherwise a row could not be rewound exactly.
     Position t of a row lies in its slot t. One more slot, `trash`, takes the writes of idle rows; no mask
     ever shows it.
+
+    A row keeps its number, but not its place in the tensors: rows can change places, so that those that are busy lie
+    side by side and a forward pass can leave out the rest.
 
     Args:
         shapes: one a layer.
         rows: sequences held.
         length: positions a row can hold.
+
+    Attributes:
+        places: [rows] int64, where each row lies in the tensors.
     """
 
     def __init__(self, shapes: Sequence[LayerShape], rows: int, length: int) -> None:
         self.rows, self.length, self.trash = rows, length, length
+        self.places = np.arange(rows)
         self.window = _Window(0, 0, torch.zeros(0, 1), torch.zeros(0, 1), 0)
         by_shape = defaultdict(list)
         for index, shape in enumerate(shapes):
@@ -130,8 +138,8 @@ class RowCache(Cache):
             layers |= {
                 index: _RowLayer(self.window, pair[0][place], pair[1][place]) for place, index in enumerate(indices)
             }
-        # Views of each row, [layers, heads, slots, dim]: cheaper to cut than the whole at every request.
-        self._rows = list(zip(*(tensor.unbind(1) for tensor in self._storage), strict=True))
+        # Views of each place, [layers, heads, slots, dim]: cheaper to cut than the whole at every request.
+        self._views = list(zip(*(tensor.unbind(1) for tensor in self._storage), strict=True))
         self._saved: dict[int, tuple[int, list[Tensor]]] = {}  # by row: the first slot saved, and what it held
         super().__init__(layers=[layers[index] for index in range(len(shapes))])
 
@@ -139,7 +147,7 @@ class RowCache(Cache):
         """Set what the next forward pass touches.
 
         Args:
-            first: first row of the batch.
+            first: place of the first row of the batch.
             positions: [rows, queries] int64, position of each query (its mask and rotary angle).
             slots: [rows, queries] int64, where its key and value are written.
             length: slots [0, length) are shown to the attention, under the mask.
@@ -150,18 +158,30 @@ class RowCache(Cache):
         """[rows, queries] positions of the queries; see `lm_power.engine.masks`."""
         return self.window.positions
 
+    def swap(self, row: int, other: int, length: int) -> None:
+        """Let two rows change places, with their first `length` slots."""
+        for here, there in zip(self._of(row), self._of(other), strict=True):
+            here, there = here.narrow(2, 0, length), there.narrow(2, 0, length)
+            kept = here.clone()
+            here.copy_(there)
+            there.copy_(kept)
+        self.places[[row, other]] = self.places[[other, row]]
+
+    def _of(self, row: int) -> tuple[Tensor, ...]:
+        return self._views[self.places[row]]
+
     def save(self, row: int, start: int, stop: int) -> None:
         """Keep a copy of slots [start, stop) of a row, in place of any that is kept of it.
 
         Made when it is needed and as long as it has to be: a second cache beside the first would be empty for the
         most part.
         """
-        self._saved[row] = (start, [slots.narrow(2, start, stop - start).clone() for slots in self._rows[row]])
+        self._saved[row] = (start, [slots.narrow(2, start, stop - start).clone() for slots in self._of(row)])
 
     def restore(self, row: int) -> None:
         """Copy what `save` kept of a row back, and drop the copy."""
         start, saved = self._saved.pop(row)
-        for slots, copy in zip(self._rows[row], saved, strict=True):
+        for slots, copy in zip(self._of(row), saved, strict=True):
             slots.narrow(2, start, copy.shape[2]).copy_(copy)
 
     def drop(self, row: int) -> None:
@@ -170,11 +190,11 @@ class RowCache(Cache):
 
     def copy_row(self, source: int, target: int, start: int, stop: int) -> None:
         """Copy slots [start, stop) of row `source` to row `target`."""
-        for here, there in zip(self._rows[source], self._rows[target], strict=True):
+        for here, there in zip(self._of(source), self._of(target), strict=True):
             there.narrow(2, start, stop - start).copy_(here.narrow(2, start, stop - start))
 
     def copy_saved(self, source: int, target: int, start: int, stop: int) -> None:
         """Copy slots [start, stop), as `save` kept them of row `source`, to row `target`."""
         first, saved = self._saved[source]
-        for copy, there in zip(saved, self._rows[target], strict=True):
+        for copy, there in zip(saved, self._of(target), strict=True):
             there.narrow(2, start, stop - start).copy_(copy.narrow(2, start - first, stop - start))

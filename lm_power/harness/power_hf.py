@@ -17,13 +17,14 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from lm_power.completion import Completion, padding_completion
 from lm_power.config import OptionError, SamplerConfig
+from lm_power.engine import BatchShape
 from lm_power.engine.attention import prefer_spans
 from lm_power.fingerprint import fingerprint
 from lm_power.harness.options import Plan, decoding_overruled, plan_generation, split_model_args, store_folder
 from lm_power.identity import Identity
 from lm_power.jobs import Job
 from lm_power.progress import progress_bar
-from lm_power.sampler import PowerSampler
+from lm_power.sampler import PowerSampler, check_batch_shape
 from lm_power.store import CompletionStore, Provenance
 
 logger = logging.getLogger("lm_eval.power_hf")  # lm-eval shows INFO of its own loggers only
@@ -39,7 +40,7 @@ class PowerHF(HFLM):
         completions: folder of a store; a run that was cut short goes on where it stopped.
         randomize_weights: evaluate the architecture with freshly initialised weights (the negative control
             RandW of Tomihari & Sato 2026).
-        cuda_graphs, torch_compile: see `lm_power.PowerSampler`.
+        cuda_graphs, torch_compile, batch_shape: see `lm_power.PowerSampler`.
         arguments: sampler options (`lm_power.config.SamplerConfig`) and all of HFLM's. `batch_size` is the
             number of completions decoded side by side, "auto" for as many as fit. Without
             `attn_implementation`, a checkpoint that goes to NVIDIA GPUs gets `lm_power` where it can have it
@@ -56,6 +57,7 @@ class PowerHF(HFLM):
         randomize_weights: bool = False,
         cuda_graphs: bool | None = None,
         torch_compile: bool = False,
+        batch_shape: BatchShape = "shrinking",
         **arguments: Any,
     ) -> None:
         ours, theirs = split_model_args(arguments)
@@ -66,6 +68,7 @@ class PowerHF(HFLM):
                 raise OptionError(f"{name}={switch!r}: must be true or false")
         if randomize_weights and theirs.get("peft"):
             raise OptionError("randomize_weights=True with peft: an adapter on random weights is no control; drop one")
+        check_batch_shape(batch_shape)
         self._completions = store_folder({"completions": completions})
         self._most_rows = theirs.get("max_batch_size")
         if theirs.get("device") is None and not torch.cuda.is_available():
@@ -78,6 +81,7 @@ class PowerHF(HFLM):
         if randomize_weights:
             randomize(self.model, self.sampler_config.seed)
         self._randomized, self._cuda_graphs, self._torch_compile = randomize_weights, cuda_graphs, torch_compile
+        self._batch_shape: BatchShape = batch_shape
 
     @functools.cached_property
     def sampler(self) -> PowerSampler:
@@ -89,6 +93,7 @@ class PowerHF(HFLM):
             max_rows=rows,
             cuda_graphs=self._cuda_graphs,
             torch_compile=self._torch_compile,
+            batch_shape=self._batch_shape,
         )
 
     @functools.cached_property
@@ -221,12 +226,13 @@ class PowerHF(HFLM):
                 missing.append(job)
             else:
                 yield from ((request, stored) for request in requests)
-        # Rows by all the jobs, not by the missing ones: a resumed run keeps its batch shape, and with it the
-        # last bit of its numbers. Where memory ran out, it tries with all its rows again: the lack may have been
-        # another program's, and a number of rows kept in the store would outlive its reason.
+        # With a fixed batch shape, rows by all the jobs, not by the missing ones: a resumed run keeps the shape, and
+        # with it the last bits of its numbers. Where memory ran out, it tries with all its rows again: the lack may
+        # have been another program's, and a number of rows kept in the store would outlive its reason.
+        jobs = len(askers) if self._batch_shape == "fixed" else len(missing)
         longest = max(len(job.prompt_ids) for job in askers) + plan.config.max_new_tokens
         most = self._most_rows if self.batch_size == "auto" else None
-        rows = self.sampler.rows_for(min(len(askers), most or len(askers)), longest, plan.config)
+        rows = self.sampler.rows_for(min(jobs, most or jobs), longest, plan.config)
         # The ranks do not speak to one another until all have finished: rank 0 shows its own share, and says so.
         title = "Sampling" if self.world_size == 1 else f"Sampling, process 1 of {self.world_size}"
         with progress_bar(len(askers), show, done=len(askers) - len(missing), title=title) as progress:

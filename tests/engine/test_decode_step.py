@@ -223,7 +223,7 @@ def test_a_step_neither_asks_its_device_for_a_value_nor_brings_it_one(name, atte
     shapes = [dataclasses.replace(shape, device=meta) for shape in backend.shapes]
     step = DecodeStep(backend, RowCache(shapes, rows=4, length=32), 16, np.zeros(VOCABULARY, bool))
     with _OneDevice():
-        step._step(32)
+        step._step(step.cache.rows, 32)
     with pytest.raises((RuntimeError, NotImplementedError)):
         step._result[0, 0].item()
     with pytest.raises(AssertionError, match="moves values"), _OneDevice():

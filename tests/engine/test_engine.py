@@ -54,7 +54,8 @@ def run(engine: Engine, row: int) -> Segment:
 
 def content(engine: Engine, row: int, slots: int) -> list[torch.Tensor]:
     """A copy of the keys and values in the first slots of a row."""
-    return [tensor[:, row, :, :slots].clone() for tensor in engine._cache._storage]
+    place = engine._cache.places[row]
+    return [tensor[:, place, :, :slots].clone() for tensor in engine._cache._storage]
 
 
 def same(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
