@@ -218,9 +218,11 @@ def test_idle_rows_go_to_the_longest_chain() -> None:
     assert engine.passes < 0.45 * runs[1].decoded
 
 
-@pytest.mark.parametrize(("accepted", "row_cost", "share"), [(0.1, 1 / 16, 0.85), (0.5, 1 / 16, 1), (0.5, 1 / 256, 0.8)])
+@pytest.mark.parametrize(
+    ("accepted", "row_cost", "share"), [(0.1, 1 / 16, 0.85), (0.5, 1 / 16, 1), (0.5, 1 / 256, 0.8)]
+)
 def test_prefetch_widens_a_batch_only_as_far_as_it_pays(accepted: float, row_cost: float, share: float) -> None:
-    """Where a step of r rows takes 1 + row_cost·r, working ahead ends sooner than waiting, by at least the stated share.
+    """Where a step of r rows takes 1 + row_cost·r, working ahead takes at most the stated share of the time.
 
     With half of the proposals accepted and rows that are dear, as on a CPU, a scheduler that thinks they cost nothing
     would take longer than without prefetch. Deterministic.

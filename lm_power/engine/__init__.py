@@ -1,4 +1,4 @@
-"""Decodes Requests in a batch that is always full: KV rows, stop rules, model backend. Knows no MCMC."""
+"""Decodes Requests in a batch as large as its work: KV rows, stop rules, model backend. Knows no MCMC."""
 
 from __future__ import annotations
 

@@ -106,7 +106,9 @@ class DecodeStep:
         self._posted: dict[int, tuple[float, ...]] = {}
         self._posted_uniforms = np.zeros(self._uniforms.shape)
         self._resumed: set[int] = set()
-        self._results: deque[tuple[Fetch, NDArray[np.int64], NDArray[np.int64]]] = deque()  # of which rows, at which places
+        self._results: deque[tuple[Fetch, NDArray[np.int64], NDArray[np.int64]]] = (
+            deque()
+        )  # of which rows, at which places
         self._draw: Callable[..., Drawn] = draw_next
         self._graphs: CudaGraphs | None = None
         if backend.replays:

@@ -14,7 +14,6 @@ from lm_power.engine.decode_step import NO_MEASURES, DecodeStep, Status
 from lm_power.engine.kv_cache import RowCache
 from lm_power.engine.stopping import StopStrings
 
-
 BatchShape = Literal["shrinking", "fixed"]
 
 

@@ -139,7 +139,7 @@ def test_completions_do_not_depend_on_the_batch_shape(backend, method, ahead, mo
 
 
 def test_idle_rows_cost_little(backend):
-    """Guards: a long tail at the price of the whole batch. One completion five times as long as 63 others of one length.
+    """Guards: a long tail at the price of the whole batch. One completion is five times as long as 63 others.
 
     The rows run, summed over the steps, are at most 1.15 times the busy ones; so is the time, for any cost of a step
     that grows with its rows.
@@ -170,7 +170,7 @@ def test_a_batch_of_falling_lengths_shrinks_with_them(backend):
 
 @pytest.mark.parametrize("per_doubling", [2, 4])
 def test_widths_are_few_and_close(backend, monkeypatch, per_doubling):
-    """Each width is enough, at most 1 + 1/per_doubling times what is needed, and there are so many for each doubling."""
+    """Each width is enough, and at most 1 + 1/per_doubling times what is needed; there are so many per doubling."""
     monkeypatch.setattr(Engine, "WIDTHS", per_doubling)
     engine = make_engine(backend, rows=64)
     widths = [engine._rounded(rows) for rows in range(1, 65)]

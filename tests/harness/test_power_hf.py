@@ -140,6 +140,23 @@ def test_batch_size_auto(evaluate, monkeypatch, options):
     assert rows == [options.get("max_batch_size", len(PROMPTS))]
 
 
+@pytest.mark.parametrize(("shape", "expected"), [("shrinking", 1), ("fixed", len(PROMPTS))])
+def test_a_resumed_run_has_the_rows_of_what_is_missing(evaluate, monkeypatch, tmp_path, shape, expected):
+    """Guards: one missing completion decoded at the price of all; and a fixed shape that is not kept over a resume."""
+    options = {"batch_size": "auto", "batch_shape": shape, "completions": str(tmp_path / "store")}
+    evaluate(prompts=PROMPTS[:-1], options=options)
+    rows = []
+    original = PowerSampler.sample
+
+    def spy(self, *arguments, **named):
+        rows.append(named["rows"])
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(PowerSampler, "sample", spy)
+    evaluate(options=options)
+    assert rows == [expected]
+
+
 @pytest.mark.parametrize("stop", [[], ["z"]])
 @pytest.mark.parametrize("marker", ["e", make_tokenizer().convert_tokens_to_ids("e")])
 def test_think_end_token_cuts_the_text_only(evaluate, marker, stop):
