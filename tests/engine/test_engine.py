@@ -461,6 +461,6 @@ def test_logits_that_are_not_finite_raise(backend, monkeypatch):
     engine = make_engine(backend)
     engine.load(0, PROMPT)
     engine.submit(0, request(0, 5, seed=0))
-    monkeypatch.setattr(backend, "decode", lambda *_: torch.full((3, VOCABULARY), torch.nan))
+    monkeypatch.setattr(backend, "decode", lambda _, tokens, *__: torch.full((len(tokens), VOCABULARY), torch.nan))
     with pytest.raises(FloatingPointError, match="not finite"):
         engine.step()
