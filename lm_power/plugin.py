@@ -92,8 +92,9 @@ def add_checks(evaluator: ModuleType) -> None:
         if given.get("task_manager") is not None and given.get("tasks") and not given.get("check_integrity"):
             from lm_power.harness.preflight import prepare
 
-            names = ("model", "model_args", "tasks", "task_manager", "gen_kwargs")
-            given["tasks"] = prepare(**{name: given.get(name) for name in names})
+            samples = isinstance(given.get("model"), str) and given["model"] in MODELS
+            names = ("model_args", "tasks", "task_manager", "gen_kwargs")
+            given["tasks"] = prepare(samples, tasks_folder(), *(given.get(name) for name in names))
         return evaluate(**given)
 
     evaluator.simple_evaluate = simple_evaluate

@@ -9,6 +9,7 @@ loaded when lm-eval loads them; wrong options for these are found before the fir
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lm_eval.api.task import Task
@@ -18,13 +19,13 @@ from lm_eval.utils import simple_parse_args_string
 from lm_power.config import SamplerConfig
 from lm_power.harness.options import LOADING_OPTIONS, plan_generation, split_model_args
 from lm_power.harness.power_task import PowerTask, completions_a_problem
-from lm_power.plugin import MODELS, tasks_folder
 
 _ANY_LENGTH = 256  # HFLM's default; the length that the model gives is checked with the prompts
 
 
 def prepare(
-    model: Any,
+    samples: bool,
+    folder: Path,
     model_args: str | Mapping[str, Any] | None,
     tasks: list[Any],
     task_manager: TaskManager,
@@ -33,7 +34,8 @@ def prepare(
     """`tasks` with each of ours loaded, after a check of the options that our models would be given.
 
     Args:
-        model: as `lm_eval.simple_evaluate` takes it: a name, or a model.
+        samples: whether the model is one of ours, which takes sampler options.
+        folder: of our tasks.
         model_args: the model's options, as text or mapping; None for none.
         tasks: names, configs or tasks.
         task_manager: what loads them.
@@ -47,7 +49,7 @@ def prepare(
     others_generate = False
     for spec in tasks:
         entry = task_manager.task_index.get(spec) if isinstance(spec, str) else None
-        if entry is not None and _is_ours(entry):
+        if entry is not None and _is_ours(entry, folder):
             found = task_manager.load([spec])
             prepared += [found["groups"][spec]] if spec in found["groups"] else list(found["tasks"].values())
             loaded += found["tasks"].values()
@@ -57,7 +59,7 @@ def prepare(
     given = _as_mapping(gen_kwargs)
     if "n" in given and any(isinstance(task, PowerTask) for task in loaded):
         completions_a_problem("n", given["n"], "--gen_kwargs n=8")
-    if isinstance(model, str) and model in MODELS:
+    if samples:
         named = {"completions", *LOADING_OPTIONS}  # the model's own arguments, which it checks itself
         options, _ = split_model_args({n: v for n, v in _as_mapping(model_args).items() if n not in named})
         config = SamplerConfig().replace(**options)
@@ -68,10 +70,10 @@ def prepare(
     return prepared
 
 
-def _is_ours(entry: Any) -> bool:
+def _is_ours(entry: Any, folder: Path) -> bool:
     """Whether a task, a group or a user's variant of one is built from our folder or our class."""
     path = entry.yaml_path
-    inside = path is not None and tasks_folder() in path.resolve().parents
+    inside = path is not None and folder in path.resolve().parents
     return inside or "lm_power." in str((entry.cfg or {}).get("class", ""))
 
 

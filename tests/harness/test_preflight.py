@@ -18,6 +18,7 @@ from lm_power.errors import LMPowerError  # noqa: E402
 from lm_power.harness.preflight import prepare  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDER = REPOSITORY / "tasks"
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -82,7 +83,7 @@ def manager(**options: object) -> TaskManager:
 )
 def test_wrong_options(model_args: object, gen_kwargs: object, message: str) -> None:
     with pytest.raises(LMPowerError, match=message):
-        prepare("power-hf", model_args, ["pocket_sums"], manager(), gen_kwargs)  # type: ignore[arg-type]
+        prepare(True, FOLDER, model_args, ["pocket_sums"], manager(), gen_kwargs)  # type: ignore[arg-type]
 
 
 def test_right_options_and_other_models_pass() -> None:
@@ -91,9 +92,9 @@ def test_right_options_and_other_models_pass() -> None:
     for model, model_args, gen_kwargs in (
         ("power-hf", given, "n=4,max_gen_toks=8,temperature=0.5"),
         ("hf", "pretrained=x", "n=4,repetition_penalty=1.2"),
-        (object(), None, None),
+        ("hf", None, None),
     ):
-        (task,) = prepare(model, model_args, ["pocket_sums"], manager(), gen_kwargs)
+        (task,) = prepare(model == "power-hf", FOLDER, model_args, ["pocket_sums"], manager(), gen_kwargs)
         assert task.task_name == "pocket_sums"
 
 
@@ -102,11 +103,11 @@ def test_a_variant_of_the_users_own_and_a_group_are_loaded(tmp_path: Path) -> No
     (tmp_path / "both.yaml").write_text("group: both\ntask: [mine, pocket_sums]\n")
     (tmp_path / "other.yaml").write_text("task: other\noutput_type: generate_until\ndataset_path: no/such\n")
     tasks = TaskManager(include_path=[str(REPOSITORY / "tasks"), str(tmp_path)], include_defaults=False)
-    mine, group, other = prepare("hf", "", ["mine", "both", "other"], tasks, None)
+    mine, group, other = prepare(False, FOLDER, "", ["mine", "both", "other"], tasks, None)
     assert mine.task_name == "mine" and other == "other"
     assert group == "both" or group.name == "both"  # a group of the user's own is loaded later, by lm-eval
     with pytest.raises(LMPowerError, match="did you mean alpha"):
-        prepare("power-hf", "pretrained=x", ["other"], tasks, "alpa=2")
+        prepare(True, FOLDER, "pretrained=x", ["other"], tasks, "alpa=2")
 
 
 def test_what_was_loaded_is_evaluated(tmp_path: Path) -> None:
