@@ -8,10 +8,9 @@ from typing import Any, TypeVar, cast
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from lm_power.config import OptionError
-from lm_power.distill.teacher import TeacherDataError
+from lm_power.errors import LMPowerError
 
-USER_ERRORS = (OptionError, TeacherDataError)
+USER_ERRORS = (LMPowerError,)
 """What a user can mend: shown without a traceback."""
 
 T = TypeVar("T")

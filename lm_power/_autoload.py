@@ -1,8 +1,8 @@
 """The start-up hook: every Python that has lm-power installed imports this module through lm_power.pth.
 
 It must cost next to nothing and break nothing, so it imports only `sys` and waits. When lm-eval is imported,
-if ever, it lets `lm_power.plugin` add our models and tasks, and goes. It can be deleted once every lm-eval
-that we support reads entry points (pyproject.toml declares them).
+if ever, it lets `lm_power.plugin` add our models and tasks, and goes. Entry points (pyproject.toml declares them)
+can replace the first two hooks once every lm-eval that we support reads them.
 """
 
 import sys
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 # lm-eval module -> the function of lm_power.plugin to call once that module is loaded.
-_HOOKS = {"lm_eval.models": "add_models", "lm_eval.tasks.manager": "add_tasks"}
+_HOOKS = {
+    "lm_eval.models": "add_models",
+    "lm_eval.tasks.manager": "add_tasks",
+    "lm_eval.evaluator": "add_checks",
+    "lm_eval._cli.harness": "add_short_errors",
+}
 
 
 class _LmEvalFinder:

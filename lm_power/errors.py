@@ -5,3 +5,15 @@ from __future__ import annotations
 
 class LMPowerError(Exception):
     """What a user asked for cannot be done. The message says what, why, and what to do instead, in one line."""
+
+
+class DataError(LMPowerError, ValueError):
+    """A data set or a file of the user's is not as it must be."""
+
+
+class MissingPackageError(LMPowerError, ImportError):
+    """A Python package that is needed for this is not installed."""
+
+
+class UnavailableError(LMPowerError, RuntimeError):
+    """What is asked for cannot be had on this machine, such as a data set of the hub without a network."""

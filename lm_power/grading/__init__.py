@@ -1,1 +1,1 @@
-"""Grades answers in words and symbols: is this completion right about that problem?"""
+"""Reads answers: is this completion right about a mathematical problem, and which program does it write?"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lm_power.errors import UnavailableError
 from lm_power.harness.local_data import load_local
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ def load_alpaca_eval(alpaca_eval_file: str | None = None) -> Dataset:
         are another model's answers, and left out.
 
     Raises:
-        ValueError: the file is not as it must be.
-        RuntimeError: the hub cannot be reached.
+        DataError: the file is not as it must be.
+        UnavailableError: the hub cannot be reached.
     """
     file = _download() if alpaca_eval_file is None else str(alpaca_eval_file)
     return load_local(file, COLUMNS, "alpaca_eval_file").select_columns(list(COLUMNS))
@@ -39,7 +40,7 @@ def _download() -> str:
         return hf_hub_download(ALPACA_EVAL, FILE, repo_type="dataset")
     except OSError as error:  # of which all its errors of network and access are
         cause = " ".join(str(error).split())
-        raise RuntimeError(
+        raise UnavailableError(
             f"could not load {FILE} of {ALPACA_EVAL} from the Hugging Face hub ({type(error).__name__}: {cause}). "
             f"With a copy on this machine: --metadata alpaca_eval_file=PATH/{FILE}"
         ) from error

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_power.errors import DataError
 from lm_power.grading.math_answers import last_box
 from lm_power.harness.local_data import load_hub, load_local, normalised
 
@@ -37,8 +38,8 @@ def load_gpqa(name: str, gpqa_folder: str | None = None) -> list[dict[str, str]]
         gpqa_folder: folder of GPQA's own CSV files (or .jsonl, .json with the same columns); None: the hub.
 
     Raises:
-        ValueError: the folder or a file in it is not as it must be.
-        RuntimeError: the hub cannot be reached, or grants no access.
+        DataError: the folder or a file in it is not as it must be.
+        UnavailableError: the hub cannot be reached, or grants no access.
     """
     if gpqa_folder is None:
         rows = load_hub(GPQA, name, "train", WAY_OUT)
@@ -53,7 +54,7 @@ def load_gpqa_train(gpqa_folder: str | None = None) -> list[dict[str, str]]:
     Questions are compared without case and white space.
 
     Raises:
-        ValueError, RuntimeError: as `load_gpqa`; also if nothing is left.
+        DataError, UnavailableError: as `load_gpqa`; also if nothing is left.
     """
     held_out = {normalised(row["question"]) for row in load_gpqa("gpqa_diamond", gpqa_folder)}
     others: dict[str, dict[str, str]] = {}
@@ -62,7 +63,7 @@ def load_gpqa_train(gpqa_folder: str | None = None) -> list[dict[str, str]]:
             others.setdefault(normalised(row["question"]), row)
     rows = [row for text, row in others.items() if text not in held_out]
     if not rows:
-        raise ValueError("no question of gpqa_main and gpqa_extended is left without those of gpqa_diamond")
+        raise DataError("no question of gpqa_main and gpqa_extended is left without those of gpqa_diamond")
     return rows
 
 
@@ -114,10 +115,10 @@ def _local_file(folder: str, name: str) -> Path:
     where = Path(folder).expanduser()
     if not where.is_dir():
         what = "is a file" if where.is_file() else "does not exist"
-        raise ValueError(
+        raise DataError(
             f"gpqa_folder={folder}: {what} ({where.absolute()}): must be a folder with {name}.csv or .jsonl"
         )
     for ending in ("csv", "jsonl", "json"):
         if (where / f"{name}.{ending}").is_file():
             return where / f"{name}.{ending}"
-    raise ValueError(f"gpqa_folder={folder}: has no {name}.csv, .jsonl or .json ({where.absolute()})")
+    raise DataError(f"gpqa_folder={folder}: has no {name}.csv, .jsonl or .json ({where.absolute()})")

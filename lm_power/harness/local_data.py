@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_power.errors import DataError, UnavailableError
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -24,7 +26,7 @@ def load_hub(path: str, name: str | None, split: str, way_out: str) -> Dataset:
         way_out: what a user without it can do, for the message.
 
     Raises:
-        RuntimeError: it cannot be had: no network, no such data set, no access.
+        UnavailableError: it cannot be had: no network, no such data set, no access.
     """
     import datasets
 
@@ -32,7 +34,7 @@ def load_hub(path: str, name: str | None, split: str, way_out: str) -> Dataset:
         return datasets.load_dataset(path, name, split=split)
     except Exception as error:  # the hub's client raises many kinds
         cause = " ".join(str(error).split())
-        raise RuntimeError(
+        raise UnavailableError(
             f"could not load {path} from the Hugging Face hub ({type(error).__name__}: {cause}). {way_out}"
         ) from error
 
@@ -55,27 +57,27 @@ def load_local(path: str, columns: Sequence[str], option: str) -> Dataset:
         option: what the user set to name the file, for the messages.
 
     Raises:
-        ValueError: naming the file, what was found and what to do, if it is missing, not JSON, empty, or
+        DataError: naming the file, what was found and what to do, if it is missing, not JSON, empty, or
             lacks columns.
     """
     file = Path(path).expanduser()
     wanted = f"{option} must name a JSON Lines or CSV file with the columns {', '.join(columns)}"
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
-        raise ValueError(f"{option}={path}: {what} ({file.absolute()}). {wanted}.")
+        raise DataError(f"{option}={path}: {what} ({file.absolute()}). {wanted}.")
     rows = _read_rows(file, option, wanted)
     if not rows:
-        raise ValueError(f"{option}={path}: has no rows. {wanted}.")
+        raise DataError(f"{option}={path}: has no rows. {wanted}.")
     for number, row in enumerate(rows, start=1):
         missing = [column for column in columns if column not in row]
         if missing:
-            raise ValueError(
+            raise DataError(
                 f"{option}={path}: row {number} lacks {', '.join(missing)}; "
                 f"it has {', '.join(row) or 'no columns'}. {wanted}: rename its columns."
             )
         for column in columns:
             if not isinstance(row[column], str) or not row[column].strip():
-                raise ValueError(f"{option}={path}: row {number} has {column}={row[column]!r}: must be a text.")
+                raise DataError(f"{option}={path}: row {number} has {column}={row[column]!r}: must be a text.")
     return _as_dataset(rows, path, option)
 
 
@@ -83,7 +85,7 @@ def _read_rows(file: Path, option: str, wanted: str) -> list[dict[str, Any]]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{option}={file}: cannot be read: {error}. {wanted}.") from error
+        raise DataError(f"{option}={file}: cannot be read: {error}. {wanted}.") from error
     if file.suffix.lower() == ".csv":
         return _read_csv(text, file, option, wanted)
     # A JSON list is one value that starts on line 1; in JSON Lines every line is a value.
@@ -96,12 +98,12 @@ def _read_rows(file: Path, option: str, wanted: str) -> list[dict[str, Any]]:
                 rows.append(json.loads(value))
             except json.JSONDecodeError as error:
                 line = first_line + error.lineno - 1
-                raise ValueError(f"{option}={file}: line {line} is not JSON: {error.msg}. {wanted}.") from error
+                raise DataError(f"{option}={file}: line {line} is not JSON: {error.msg}. {wanted}.") from error
     if is_list:
         rows = rows[0]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise ValueError(f"{option}={file}: row {number} is not an object but {row!r:.60}. {wanted}.")
+            raise DataError(f"{option}={file}: row {number} is not an object but {row!r:.60}. {wanted}.")
     return rows
 
 
@@ -109,10 +111,10 @@ def _read_csv(text: str, file: Path, option: str, wanted: str) -> list[dict[str,
     try:
         rows = list(csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True))
     except csv.Error as error:
-        raise ValueError(f"{option}={file}: is not CSV: {error}. {wanted}.") from error
+        raise DataError(f"{option}={file}: is not CSV: {error}. {wanted}.") from error
     for number, row in enumerate(rows, start=1):
         if None in row:  # where DictReader puts the surplus
-            raise ValueError(f"{option}={file}: row {number} has more fields than the header. {wanted}.")
+            raise DataError(f"{option}={file}: row {number} has more fields than the header. {wanted}.")
     return rows
 
 
@@ -122,4 +124,4 @@ def _as_dataset(rows: list[dict[str, Any]], path: str, option: str) -> Dataset:
     try:
         return datasets.Dataset.from_list(rows)
     except (ValueError, TypeError, NotImplementedError) as error:  # a further column of mixed types
-        raise ValueError(f"{option}={path}: its columns do not have one type each: {error}") from error
+        raise DataError(f"{option}={path}: its columns do not have one type each: {error}") from error

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from lm_power.config import OptionError
+from lm_power.errors import DataError
 from lm_power.grading.math_answers import extract_answer
 from lm_power.harness.local_data import load_hub, load_local, normalised
 
@@ -33,8 +35,8 @@ def load_math500(math500_file: str | None = None) -> Dataset:
     """The 500 problems (Lightman et al. 2023) from the hub, or from a file with the same columns.
 
     Raises:
-        ValueError: the file is not as it must be.
-        RuntimeError: the hub cannot be reached.
+        DataError: the file is not as it must be.
+        UnavailableError: the hub cannot be reached.
     """
     if math500_file is not None:
         return load_local(str(math500_file), ("problem", "answer"), "math500_file")
@@ -53,11 +55,12 @@ def load_math_train(math_file: str | None, math500_file: str | None, seed: int) 
         The rows as they are, with the column `answer` taken from the solution's box.
 
     Raises:
-        ValueError: a wrong option or file.
-        RuntimeError: the hub cannot be reached.
+        OptionError: a wrong option.
+        DataError: a wrong file.
+        UnavailableError: the hub cannot be reached.
     """
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"math_train_seed={seed!r}: must be a whole number, such as math_train_seed=0")
+        raise OptionError(f"math_train_seed={seed!r}: must be a whole number, such as math_train_seed=0")
     held_out = load_math500(math500_file)["problem"]
     if math_file is not None:
         rows = list(load_local(str(math_file), ("problem", "solution"), "math_file"))
@@ -76,7 +79,7 @@ def draw_others(rows: Iterable[dict[str, Any]], held_out: Iterable[str], seed: i
     is the same for any order of the rows, in any process and version of Python.
 
     Raises:
-        ValueError: no row is left.
+        DataError: no row is left.
     """
     avoided = {normalised(problem) for problem in held_out}
     met: set[str] = set()
@@ -93,6 +96,6 @@ def draw_others(rows: Iterable[dict[str, Any]], held_out: Iterable[str], seed: i
             len(avoided - met), len(avoided),
         )  # fmt: skip
     if not others:
-        raise ValueError("no problem of MATH is left without those of MATH500: does math_file hold all of MATH?")
+        raise DataError("no problem of MATH is left without those of MATH500: does math_file hold all of MATH?")
     ranked = sorted(others, key=lambda text: hashlib.sha256(f"{seed}\n{text}".encode()).digest())
     return [others[text] for text in ranked[:TRAINING_PROBLEMS]]

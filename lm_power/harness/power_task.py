@@ -8,6 +8,7 @@ from typing import Any
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 
+from lm_power.config import OptionError
 from lm_power.harness.metrics import metric_list, self_reward
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ class PowerTask(ConfigurableTask):
     completions; lm-eval's default keeps the first only).
 
     Raises:
-        ValueError: N is not a whole number of at least 1.
+        OptionError: N is not a whole number of at least 1.
     """
 
     def __init__(
@@ -102,11 +103,11 @@ def completions_a_problem(name: str, value: Any, example: str) -> int:
     """`value` as the number of completions a problem; the messages call it `name`.
 
     Raises:
-        ValueError: not a whole number of at least 1.
+        OptionError: not a whole number of at least 1.
     """
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or value < 1:
-        raise ValueError(
+        raise OptionError(
             f"{name}={value!r}: the number of completions a problem must be a whole number >= 1, such as {example}"
         )
     return int(value)

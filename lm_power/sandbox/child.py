@@ -142,7 +142,7 @@ def _be_program(layers: list[str], readable: list[str], home: str) -> None:
     reply({"locked": locked, "filtered": filtered})
     module = sys.modules["solution"] = type(sys)("solution")
     first = json.loads(requests.readline())
-    answer(lambda: exec(compile(first["code"], "<solution>", "exec"), module.__dict__))
+    answer(lambda: exec(compile(first["code"], "<solution>", "exec", dont_inherit=True), module.__dict__))
     function = first["entry_point"]
 
     def call(request: dict[str, Any]) -> Any:

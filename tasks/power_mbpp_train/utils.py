@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from lm_power.errors import DataError, UnavailableError
 from lm_power.harness.code_answers import code_results
 from lm_power.harness.local_data import load_local
 from lm_power.sandbox.runner import require_sandbox
@@ -43,14 +44,14 @@ def load_documents(mbpp_file: str | None = None, **_: Any) -> dict[str, Dataset]
             splits = datasets.load_dataset(HUB_PATH, HUB_CONFIG)
             rows = datasets.concatenate_datasets([splits[name] for name in SPLITS])
         except Exception as error:  # the hub's client raises many kinds when there is no network
-            raise RuntimeError(
+            raise UnavailableError(
                 f"could not load {HUB_PATH} from the Hugging Face hub ({type(error).__name__}: {error}). "
                 "With a copy on this machine: --metadata mbpp_file=PATH.json"
             ) from error
     posed = [pose(row, f"{origin}: row {number}") for number, row in enumerate(rows, start=1)]
     posed = sorted((doc for doc in posed if doc["task_id"] > LAST_PROMPT_ID), key=lambda doc: doc["task_id"])
     if not posed:
-        raise ValueError(f"{origin}: all its problems are of the prompt split (task_id up to {LAST_PROMPT_ID})")
+        raise DataError(f"{origin}: all its problems are of the prompt split (task_id up to {LAST_PROMPT_ID})")
     return {"test": datasets.Dataset.from_list(posed)}
 
 
@@ -69,19 +70,19 @@ def pose(row: dict[str, Any], where: str) -> dict[str, Any]:
         ValueError: if the row lacks a column, does not parse, or its tests call none, or several, of its functions.
     """
     if not isinstance(row.get("task_id"), int) or not isinstance(row.get("test_list"), list) or not row["test_list"]:
-        raise ValueError(f"{where}: must have task_id, a number, and test_list, a list of texts, as sanitized MBPP has")
+        raise DataError(f"{where}: must have task_id, a number, and test_list, a list of texts, as sanitized MBPP has")
     test_lines = [str(line) for line in row["test_list"]]
     try:
         with warnings.catch_warnings():  # of escape sequences in the reference solutions
             warnings.simplefilter("ignore")
             module, tests = ast.parse(row["code"]), ast.parse("\n".join(test_lines))
     except SyntaxError as error:
-        raise ValueError(f"{where}: does not parse as Python: {error}") from error
+        raise DataError(f"{where}: does not parse as Python: {error}") from error
     used = {node.id for node in ast.walk(tests) if isinstance(node, ast.Name)}
     tested = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name in used]
     if len({node.name for node in tested}) != 1:
         names = ", ".join(node.name for node in tested) or "none"
-        raise ValueError(f"{where}: its tests must call one function of its code; they call {names}")
+        raise DataError(f"{where}: its tests must call one function of its code; they call {names}")
     function = tested[-1]
     returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
     text = row["prompt"].strip().replace("\\", "\\\\").replace('"""', "'''")

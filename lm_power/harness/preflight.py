@@ -1,0 +1,81 @@
+"""What can be wrong with a run, found before lm-eval loads the model: data files, and options in `--gen_kwargs`.
+
+lm-eval loads the model first and the tasks after it, so that a misspelt file costs the time that a model takes. The
+plugin has lm-eval's `simple_evaluate` call `prepare` first. It loads our tasks, which draw nothing from the global
+random numbers that lm-eval seeds later, and hands them over, so that nothing is loaded twice. All other tasks are
+loaded when lm-eval loads them; wrong options for these are found before the first token is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import simple_parse_args_string
+
+from lm_power.config import SamplerConfig
+from lm_power.harness.options import LOADING_OPTIONS, plan_generation, split_model_args
+from lm_power.harness.power_task import PowerTask, completions_a_problem
+
+_ANY_LENGTH = 256  # HFLM's default; the length that the model gives is checked with the prompts
+
+
+def prepare(
+    samples: bool,
+    folder: Path,
+    model_args: str | Mapping[str, Any] | None,
+    tasks: list[Any],
+    task_manager: TaskManager,
+    gen_kwargs: str | Mapping[str, Any] | None,
+) -> list[Any]:
+    """`tasks` with each of ours loaded, after a check of the options that our models would be given.
+
+    Args:
+        samples: whether the model is one of ours, which takes sampler options.
+        folder: of our tasks.
+        model_args: the model's options, as text or mapping; None for none.
+        tasks: names, configs or tasks.
+        task_manager: what loads them.
+        gen_kwargs: generation options that override the tasks', as text or mapping; None for none.
+
+    Raises:
+        LMPowerError: a wrong option, a data file that is missing or is not as it must be.
+    """
+    prepared: list[Any] = []
+    loaded: list[Task] = []
+    others_generate = False
+    for spec in tasks:
+        entry = task_manager.task_index.get(spec) if isinstance(spec, str) else None
+        if entry is not None and _is_ours(entry, folder):
+            found = task_manager.load([spec])
+            prepared += [found["groups"][spec]] if spec in found["groups"] else list(found["tasks"].values())
+            loaded += found["tasks"].values()
+        else:
+            prepared.append(spec)
+            others_generate |= (getattr(entry, "cfg", None) or {}).get("output_type") == "generate_until"
+    given = _as_mapping(gen_kwargs)
+    if "n" in given and any(isinstance(task, PowerTask) for task in loaded):
+        completions_a_problem("n", given["n"], "--gen_kwargs n=8")
+    if samples:
+        named = {"completions", *LOADING_OPTIONS}  # the model's own arguments, which it checks itself
+        options, _ = split_model_args({n: v for n, v in _as_mapping(model_args).items() if n not in named})
+        config = SamplerConfig().replace(**options)
+        wanted = [task.config.generation_kwargs or {} for task in loaded if task.OUTPUT_TYPE == "generate_until"]
+        for generation in wanted + [{}] * others_generate:
+            asked = {name: value for name, value in {**generation, **given}.items() if name != "n"}
+            plan_generation(asked, config, None, _ANY_LENGTH)
+    return prepared
+
+
+def _is_ours(entry: Any, folder: Path) -> bool:
+    """Whether a task, a group or a user's variant of one is built from our folder or our class."""
+    path = entry.yaml_path
+    inside = path is not None and folder in path.resolve().parents
+    return inside or "lm_power." in str((entry.cfg or {}).get("class", ""))
+
+
+def _as_mapping(options: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    return simple_parse_args_string(options) if isinstance(options, str) else dict(options or {})
