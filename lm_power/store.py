@@ -41,23 +41,37 @@ class StoreError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Everything but prompt and repeat that decides a completion.
+    """Everything but prompt and repeat that decides a completion, and so belongs into its key.
+
+    **What is in a key** is what changes the distribution, or shifts log-probabilities by more than the rounding of one
+    precision: weights, their dtype and the model's configuration, quantisation included (all by the fingerprint); the
+    options of the method; stop strings and EOS tokens; and the dtype of cached keys and values where it is not that of
+    the weights, as under autocast.
+
+    **What is not** changes last bits only: the attention implementation, `torch_compile`, `cuda_graphs`, the number of
+    rows, of GPUs and of processes, the device, versions of libraries. A run that goes on after such a change draws the
+    rest of its completions from the same distribution, up to rounding; they may be others than the first setting
+    would have drawn, as always when the last bits differ.
 
     Attributes:
         model: "name@fingerprint" (`lm_power.fingerprint`); the fingerprint alone decides.
         config: how completions are drawn.
         stop: stop strings.
         eos_ids: tokens that end a completion.
+        cache_dtype: of keys and values (`HFBackend.cache_dtype`); None where it is that of the weights.
     """
 
     model: str
     config: SamplerConfig
     stop: tuple[str, ...]
     eos_ids: tuple[int, ...]
+    cache_dtype: str | None = None
 
     def options(self) -> dict[str, Any]:
-        """The deciding options, as the `config` field of a line records them."""
-        return {**self.config.deciding(), "stop": sorted(set(self.stop)), "eos_ids": sorted(set(self.eos_ids))}
+        """The deciding options, as the `config` field of a line records them; what does nothing is left out."""
+        cache = {} if self.cache_dtype is None else {"cache_dtype": self.cache_dtype}
+        ends = {"stop": sorted(set(self.stop)), "eos_ids": sorted(set(self.eos_ids))}
+        return {**self.config.deciding(), **ends, **cache}
 
     def key(self, prompt_ids: Sequence[int], repeat: int) -> str:
         """32 hex digits that name one completion: equal keys, equal completions."""

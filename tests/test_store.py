@@ -117,6 +117,7 @@ def test_the_key_covers_what_decides(tmp_path):
         dataclasses.replace(SOURCE, stop=("\n\n",)),
         dataclasses.replace(SOURCE, stop=()),
         dataclasses.replace(SOURCE, eos_ids=(0,)),
+        dataclasses.replace(SOURCE, cache_dtype="bfloat16"),
         dataclasses.replace(SOURCE, model="some/model@0123456789abcdee"),
     ]
     keys = [source.key([1, 2], 0) for source in (SOURCE, *others)]
@@ -130,6 +131,29 @@ def test_the_key_covers_nothing_else():
     assert moved.key((1, 2), 0) == SOURCE.key([1, 2], 0)
     for same in ({"proposal_temperature": 0.25}, *({name: False} for name in EXACT)):
         assert dataclasses.replace(SOURCE, config=SamplerConfig(**same)).key([1, 2], 0) == SOURCE.key([1, 2], 0)
+
+
+def test_keys_of_earlier_versions_stand():
+    """Guards stores on disk: an option that was added since, at its default, changes no key."""
+    assert SOURCE.key([1, 2], 0) == "141eadfeb112d83535f1923c6299f980"
+
+
+def test_what_changes_last_bits_only_is_not_in_the_key():
+    """Guards resume on another machine: attention may differ; what the cache is kept in may not."""
+    from models import make_model
+
+    from lm_power.engine.backend import HFBackend
+
+    prints, dtypes = set(), []
+    for attention in ("eager", "sdpa", "lm_power"):
+        backend = HFBackend(make_model("qwen2", attention))
+        prints.add(fingerprint(backend.model))
+        dtypes.append(backend.cache_dtype)
+    dtypes.append(HFBackend(make_model("qwen2", dtype=torch.bfloat16)).cache_dtype)
+    assert len(prints) == 1 and dtypes == [None] * 4
+    model = make_model("qwen2")  # stored in bfloat16 where it begins, computed in float32
+    model.model.embed_tokens.to(torch.bfloat16).register_forward_hook(lambda module, inputs, output: output.float())
+    assert HFBackend(model).cache_dtype == "float32"
 
 
 def test_a_torn_last_line_is_dropped_and_cut_off(tmp_path, caplog):
