@@ -8,11 +8,7 @@ from typing import Any, TypeVar, cast
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from lm_power.config import OptionError
-from lm_power.distill.teacher import TeacherDataError
-
-USER_ERRORS = (OptionError, TeacherDataError)
-"""What a user can mend: shown without a traceback."""
+from lm_power.errors import LMPowerError
 
 T = TypeVar("T")
 
@@ -23,7 +19,7 @@ def on_main(work: Callable[[], T]) -> T:
     if PartialState().is_main_process:
         try:
             outcome = [(work(), None)]
-        except USER_ERRORS as error:
+        except LMPowerError as error:
             outcome = [(None, error)]
     result, refusal = broadcast_object_list(outcome)[0]
     if refusal is not None:

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from lm_power.errors import LMPowerError
 from lm_power.store import StoreError, read_store_file
 
 FINISH_REASONS = ("eos", "stop", "length")
 
 
-class TeacherDataError(ValueError):
+class TeacherDataError(LMPowerError, ValueError):
     """Teacher data cannot be used as it is; the message says where, why, and what to do."""
 
 

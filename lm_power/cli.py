@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
+from lm_power.errors import LMPowerError
+
 COMMANDS = {
     "alpaca-eval": "lm_power.alpaca_eval",
     "doctor": "lm_power.doctor.command",
@@ -15,10 +17,6 @@ COMMANDS = {
     "report": "lm_power.report.command",
 }
 """Subcommand → the module that defines it, imported only when it is asked for (or for help)."""
-
-
-class UserError(ValueError):
-    """What the user gave cannot be worked on; the message says what, the rule and a way out."""
 
 
 class Command(Protocol):
@@ -33,7 +31,7 @@ class Command(Protocol):
     def run(self, arguments: argparse.Namespace) -> int | None:
         """Do it; the exit status, None for 0.
 
-        Raises `UserError` for what the user can mend; it is shown without a traceback.
+        Raises `LMPowerError` for what the user can mend; it is shown without a traceback.
         """
         ...
 
@@ -50,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         status: int | None = arguments.run(arguments)
-    except UserError as error:
+    except LMPowerError as error:
         print(f"lm-power {arguments.command}: {error}", file=sys.stderr)
         return 2
     return status or 0

@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class LMPowerError(Exception):
     """What a user asked for cannot be done. The message says what, why, and what to do instead, in one line."""
+
+
+class UserError(LMPowerError, ValueError):
+    """What a command was given cannot be worked on: arguments, folders, files of other programs."""

@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from lm_power.completion import Completion
 from lm_power.config import SamplerConfig
+from lm_power.errors import LMPowerError
 from lm_power.identity import Identity
 
 FORMAT = 3  # raise it also when the same options come to draw other tokens: it is part of the key
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 
-class StoreError(RuntimeError):
+class StoreError(LMPowerError, RuntimeError):
     """A store cannot be read, belongs to something else, or cannot be written; the message says which."""
 
 

@@ -17,6 +17,7 @@ from lm_power.engine.attention import check_kernel
 from lm_power.engine.kv_cache import LayerShape, RowCache
 from lm_power.engine.masks import SPANS_ATTENTION, SUPPORTED_ATTENTION, accept_row_positions
 from lm_power.engine.transfer import send
+from lm_power.errors import LMPowerError
 from lm_power.target import log_probabilities
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, tor
 _SHARING: tuple[type, ...] = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(LMPowerError, ValueError):
     """The engine cannot serve this model rightly; the message says why and what can be done."""
 
 
