@@ -8,25 +8,23 @@ import sys
 from collections.abc import Sequence
 
 from lm_power.distill.arguments import parse
+from lm_power.errors import LMPowerError
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run `python -m lm_power.distill ARGUMENTS`; the exit status: 0, or 2 for what the user can mend."""
-    from lm_power.config import OptionError
-
     try:
         invocation = parse(arguments)
-    except OptionError as error:
+    except LMPowerError as error:
         return _refuse(error, os.environ.get("RANK", "0") == "0")
     # From here on torch is needed: not before, so that --help and slips are quick.
     from accelerate import PartialState
 
-    from lm_power.distill.parallel import USER_ERRORS
     from lm_power.distill.run import distill
 
     try:
         distill(invocation.config, resume=invocation.resume, command=_command(arguments))
-    except USER_ERRORS as error:
+    except LMPowerError as error:
         return _refuse(error, PartialState().is_main_process)
     return 0
 

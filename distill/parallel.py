@@ -10,9 +10,6 @@ from accelerate.utils import broadcast_object_list
 
 from lm_power.errors import LMPowerError
 
-USER_ERRORS = (LMPowerError,)
-"""What a user can mend: shown without a traceback."""
-
 T = TypeVar("T")
 
 
@@ -22,7 +19,7 @@ def on_main(work: Callable[[], T]) -> T:
     if PartialState().is_main_process:
         try:
             outcome = [(work(), None)]
-        except USER_ERRORS as error:
+        except LMPowerError as error:
             outcome = [(None, error)]
     result, refusal = broadcast_object_list(outcome)[0]
     if refusal is not None:

@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lm_power.cli import UserError
+from lm_power.errors import UserError
 
 HELP = "convert a run of power_alpaca_eval to the JSON file that the alpaca_eval package judges"
 TASK = "power_alpaca_eval"

@@ -19,10 +19,6 @@ COMMANDS = {
 """Subcommand → the module that defines it, imported only when it is asked for (or for help)."""
 
 
-class UserError(LMPowerError, ValueError):
-    """What the user gave cannot be worked on; the message says what, the rule and a way out."""
-
-
 class Command(Protocol):
     """What a module of `COMMANDS` has."""
 
@@ -35,7 +31,7 @@ class Command(Protocol):
     def run(self, arguments: argparse.Namespace) -> int | None:
         """Do it; the exit status, None for 0.
 
-        Raises `UserError`, or another `LMPowerError`, for what the user can mend; it is shown without a traceback.
+        Raises `LMPowerError` for what the user can mend; it is shown without a traceback.
         """
         ...
 

@@ -17,3 +17,7 @@ class MissingPackageError(LMPowerError, ImportError):
 
 class UnavailableError(LMPowerError, RuntimeError):
     """What is asked for cannot be had on this machine, such as a data set of the hub without a network."""
+
+
+class UserError(LMPowerError, ValueError):
+    """What a command was given cannot be worked on: arguments, folders, files of other programs."""

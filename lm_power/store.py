@@ -8,10 +8,12 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from filelock import FileLock
 
@@ -27,6 +29,8 @@ FIELDS = (
 )  # fmt: skip
 """Of every line, in this order."""
 
+_MOST_WAITING = 1000  # completions that may wait for their write; beyond, sampling waits for the disk
+
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
@@ -38,23 +42,37 @@ class StoreError(LMPowerError, RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Everything but prompt and repeat that decides a completion.
+    """Everything but prompt and repeat that decides a completion, and so belongs into its key.
+
+    **What is in a key** is what changes the distribution, or shifts log-probabilities by more than the rounding of one
+    precision: weights, their dtype and the model's configuration, quantisation included (all by the fingerprint); the
+    options of the method; stop strings and EOS tokens; and the dtype of cached keys and values where it is not that of
+    the weights, as under autocast.
+
+    **What is not** changes last bits only: the attention implementation, `torch_compile`, `cuda_graphs`, the number of
+    rows, of GPUs and of processes, the device, versions of libraries. A run that goes on after such a change draws the
+    rest of its completions from the same distribution, up to rounding; they may be others than the first setting
+    would have drawn, as always when the last bits differ.
 
     Attributes:
         model: "name@fingerprint" (`lm_power.fingerprint`); the fingerprint alone decides.
         config: how completions are drawn.
         stop: stop strings.
         eos_ids: tokens that end a completion.
+        cache_dtype: of keys and values (`HFBackend.cache_dtype`); None where it is that of the weights.
     """
 
     model: str
     config: SamplerConfig
     stop: tuple[str, ...]
     eos_ids: tuple[int, ...]
+    cache_dtype: str | None = None
 
     def options(self) -> dict[str, Any]:
-        """The deciding options, as the `config` field of a line records them."""
-        return {**self.config.deciding(), "stop": sorted(set(self.stop)), "eos_ids": sorted(set(self.eos_ids))}
+        """The deciding options, as the `config` field of a line records them; what does nothing is left out."""
+        cache = {} if self.cache_dtype is None else {"cache_dtype": self.cache_dtype}
+        ends = {"stop": sorted(set(self.stop)), "eos_ids": sorted(set(self.eos_ids))}
+        return {**self.config.deciding(), **ends, **cache}
 
     def key(self, prompt_ids: Sequence[int], repeat: int) -> str:
         """32 hex digits that name one completion: equal keys, equal completions."""
@@ -66,9 +84,11 @@ class Provenance:
 class CompletionStore:
     """A folder of append-only `*.jsonl` files, one a process; open it with `with`.
 
-    Each line is written as soon as its completion is finished, under a lock of the folder and after a look at
-    what other processes have added: no key is ever written twice. Whoever holds the lock knows that nobody is
-    in the middle of a line; one that is not whole then is what a killed process left, and is cut off.
+    A thread of its own writes each completion as a line as soon as it is finished, so that decoding does not wait
+    for the disk: what is killed loses at most the completions that were not yet written. It writes under a lock of
+    the folder and after a look at what other processes have added: no key is ever written twice. Whoever holds the
+    lock knows that nobody is in the middle of a line; one that is not whole then is what a killed process left,
+    and is cut off. In memory are the keys, and where in which file their lines begin.
 
     Args:
         folder: made if missing.
@@ -81,17 +101,18 @@ class CompletionStore:
 
     def __init__(self, folder: str | Path, model: str) -> None:
         self.folder, self.model = Path(folder), model
-        self._records: dict[str, Record] = {}
-        self._read_up_to: dict[Path, int] = {}  # bytes
-        self._lines_read: dict[Path, int] = {}
+        self._places: dict[str, _Place] = {}
+        self._read_up_to: dict[Path, _Place] = {}
         self._file: BinaryIO | None = None
         self._lock = FileLock(self.folder / ".lock", poll_interval=0.01)
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")  # its thread begins with `add`
+        self._writes: deque[Future[None]] = deque()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock:
                 torn = self._read_new()
                 for path, size in torn.items():
-                    os.truncate(path, self._read_up_to[path])
+                    os.truncate(path, self._read_up_to[path].start)
                     logger.warning("%s: dropped a torn last line of %d bytes", path, size)
         except OSError as error:
             raise StoreError(
@@ -100,21 +121,86 @@ class CompletionStore:
 
     def __len__(self) -> int:
         """Completions stored, as far as this process has seen."""
-        return len(self._records)
+        self.flush()
+        return len(self._places)
 
     def get(self, key: str) -> Completion | None:
-        """The stored completion of that key, if there is one."""
-        record = self._records.get(key)
-        return None if record is None else Completion.from_record(record)
+        """The stored completion of that key, if there is one; read from its file.
+
+        Raises:
+            StoreError: the line is gone or has changed since it was first seen, or an earlier write failed.
+        """
+        self.flush()
+        place = self._places.get(key)
+        if place is None:
+            return None
+        where = f"{place.path}:{place.line}"
+        try:
+            with place.path.open("rb") as file:
+                file.seek(place.start)
+                record = _parse(file.readline(), where)
+        except OSError as error:
+            raise StoreError(f"{where}: cannot be read any more ({error.strerror})") from error
+        if record["key"] != key:
+            raise StoreError(f"{where}: has been changed while this run goes on; start it again")
+        return Completion.from_record(record)
 
     def add(
         self, prompt: str, prompt_ids: Sequence[int], repeat: int, source: Provenance, completion: Completion
     ) -> None:
-        """Append one completion; a key that is there already, from whichever process, is left as it is.
+        """Have one completion appended; a key that is there already, from whichever process, is left as it is.
+
+        Returns before it is written. A write that fails is reported by the next `add`, `get`, `flush` or `close`.
 
         Raises:
-            StoreError: the line could not be written (a full disk, say); earlier lines are whole.
+            StoreError: an earlier line could not be written (a full disk, say); those before it are whole.
         """
+        while self._writes and (self._writes[0].done() or len(self._writes) >= _MOST_WAITING):
+            self._writes.popleft().result()
+        ids = tuple(prompt_ids)
+        self._writes.append(self._writer.submit(self._write, prompt, ids, repeat, source, completion))
+
+    def flush(self) -> None:
+        """Wait until all that was added is written.
+
+        Raises:
+            StoreError: as `add`.
+        """
+        while self._writes:
+            self._writes.popleft().result()
+
+    def close(self) -> None:
+        """Write what still waits, and close this process's file.
+
+        Raises:
+            StoreError: as `add`.
+        """
+        self._writer.shutdown()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self.flush()
+
+    def __enter__(self) -> CompletionStore:
+        """The store itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; where an error is under way, writes that fail as well are logged and do not take its place."""
+        try:
+            self.close()
+        except StoreError as failure:
+            if error is None:
+                raise
+            unwritten = 1 + sum(write.exception() is not None for write in self._writes)
+            logger.error("%s; %d completions are not written", failure, unwritten)
+
+    def _write(
+        self, prompt: str, prompt_ids: tuple[int, ...], repeat: int, source: Provenance, completion: Completion
+    ) -> None:
+        """`add`, on the writer's thread."""
         record = {
             "format": FORMAT,
             "key": source.key(prompt_ids, repeat),
@@ -129,41 +215,26 @@ class CompletionStore:
         try:
             with self._lock:
                 self._read_new()
-                if record["key"] not in self._records:
+                if record["key"] not in self._places:
                     self._append(record)
         except OSError as error:
             raise StoreError(
-                f"completions={self.folder}: writing failed ({error.strerror}); the {len(self)} completions "
+                f"completions={self.folder}: writing failed ({error.strerror}); the {len(self._places)} completions "
                 "stored so far are whole: make room and start the same command again"
             ) from error
 
-    def close(self) -> None:
-        """Close this process's file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def __enter__(self) -> CompletionStore:
-        """The store itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
-
     def _read_new(self) -> dict[Path, int]:
-        """Take over what the files have gained since the last look; bytes of the torn last lines, by file."""
+        """Take note of what the files have gained since the last look; bytes of the torn last lines, by file."""
         torn = {}
         for path in _files(self.folder):
-            if path.stat().st_size == self._read_up_to.get(path, 0):
+            begin = self._read_up_to.get(path, _Place(path, 0, 1))
+            if path.stat().st_size == begin.start:
                 continue
-            lines = _Lines(path, self._read_up_to.get(path, 0), self._lines_read.get(path, 0))
-            for record in lines.records(self._check):
-                self._records.setdefault(record["key"], record)
+            lines = _Lines(begin)
+            for place, record in lines:
+                self._check(record, f"{path}:{place.line}")
+                self._places.setdefault(record["key"], place)
             self._read_up_to[path] = lines.end
-            self._lines_read[path] = lines.before + len(lines.lines)
             if lines.torn:
                 torn[path] = lines.torn
         return torn
@@ -174,19 +245,18 @@ class CompletionStore:
             self._file = (self.folder / name).open("xb", buffering=0)
             assert self._file is not None
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-        start = self._file.tell()
+        path = Path(self._file.name)
+        place = self._read_up_to.get(path, _Place(path, 0, 1))
         try:
             written = 0
             while written < len(line):
                 written += self._file.write(line[written:])
-        except BaseException:  # an interrupt too: where the process lives on, the next line must begin a line
-            self._file.truncate(start)
-            self._file.seek(start)
+        except BaseException:  # where the process lives on, the next line must begin a line
+            self._file.truncate(place.start)
+            self._file.seek(place.start)
             raise
-        self._records[record["key"]] = record
-        path = Path(self._file.name)
-        self._read_up_to[path] = start + len(line)
-        self._lines_read[path] = self._lines_read.get(path, 0) + 1
+        self._places[record["key"]] = place
+        self._read_up_to[path] = _Place(path, place.start + len(line), place.line + 1)
 
     def _check(self, record: Record, where: str) -> None:
         if Identity.parse(record["model"]).key != Identity.parse(self.model).key:
@@ -215,31 +285,44 @@ def read_store(folder: str | Path) -> Iterator[Record]:
 
 def read_store_file(path: str | Path) -> Iterator[Record]:
     """The lines of one file of a store, the k-th that is yielded being line k of the file; as `read_store`."""
-    lines = _Lines(Path(path), 0)
+    lines = _Lines(_Place(Path(path), 0, 1))
+    for _, record in lines:
+        yield record
     if lines.torn:
         logger.warning("%s: left out a last line that is not whole (%d bytes)", path, lines.torn)
-    yield from lines.records()
+
+
+class _Place(NamedTuple):
+    """Where a line begins: byte `start` of a file, which is the begin of its line number `line`, from 1."""
+
+    path: Path
+    start: int
+    line: int
 
 
 class _Lines:
-    """The whole lines of a file from byte `start`, after `before` lines, to byte `end`; then `torn` bytes follow."""
+    """The whole lines of a file from a place on, one in memory at a time.
 
-    def __init__(self, path: Path, start: int, before: int = 0) -> None:
-        self.path, self.before = path, before
-        with path.open("rb") as file:
-            file.seek(start)
-            *self.lines, torn = file.read().split(b"\n")
-            self.torn = len(torn)
-            self.end = file.tell() - self.torn
+    Attributes:
+        end: behind the last whole line read so far.
+        torn: bytes that follow it in the file; known once all lines are read.
+    """
 
-    def records(self, check: Callable[[Record, str], None] | None = None) -> Iterator[Record]:
-        """The lines as records; `check` is called with (record, "file:line") and may refuse one."""
-        for number, line in enumerate(self.lines, start=self.before + 1):
-            where = f"{self.path}:{number}"
-            record = _parse(line, where)
-            if check is not None:
-                check(record, where)
-            yield record
+    def __init__(self, begin: _Place) -> None:
+        self.end, self.torn = begin, 0
+
+    def __iter__(self) -> Iterator[tuple[_Place, Record]]:
+        """Each line's place and record."""
+        with self.end.path.open("rb") as file:
+            file.seek(self.end.start)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    self.torn = len(line)
+                    return
+                place = self.end
+                record = _parse(line, f"{place.path}:{place.line}")
+                self.end = place._replace(start=place.start + len(line), line=place.line + 1)
+                yield place, record
 
 
 def _parse(line: bytes, where: str) -> Record:

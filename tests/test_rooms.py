@@ -69,3 +69,22 @@ def test_the_oracle_stands_alone() -> None:
     """`theory` computes what the samplers should: nothing of theirs may enter."""
     ours = {path.name.removesuffix(".py") for path in (ROOT / "lm_power").iterdir()}
     assert ARROWS["theory"].isdisjoint({*ours, "torch", "transformers"})
+
+
+def test_only_commands_import_the_command_line() -> None:
+    """What a low room raises must not live above it: nothing but `python -m lm_power` needs `lm_power.cli`."""
+    assert {room for room, targets in ARROWS.items() if "cli" in targets} == {"__main__"}
+
+
+def test_every_error_of_ours_has_the_one_base_class() -> None:
+    """Guards the command lines, which catch `LMPowerError` alone: another exception is shown with its traceback."""
+    ours, bases = {"LMPowerError"}, {}
+    for folder in ("lm_power", "distill"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef) and any("Error" in ast.unparse(base) for base in node.bases):
+                    bases[node.name] = {ast.unparse(base) for base in node.bases}
+    while more := {name for name, those in bases.items() if those & ours} - ours:
+        ours |= more
+    assert {"StoreError", "TeacherDataError", "UnsupportedModelError", "DisagreementError", "UserError"} <= ours
+    assert set(bases) - ours == set()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import random
 import subprocess
 import sys
 import textwrap
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import lm_power.store as store_module
 from lm_power.completion import Completion, Stats, Steps
@@ -113,6 +117,7 @@ def test_the_key_covers_what_decides(tmp_path):
         dataclasses.replace(SOURCE, stop=("\n\n",)),
         dataclasses.replace(SOURCE, stop=()),
         dataclasses.replace(SOURCE, eos_ids=(0,)),
+        dataclasses.replace(SOURCE, cache_dtype="bfloat16"),
         dataclasses.replace(SOURCE, model="some/model@0123456789abcdee"),
     ]
     keys = [source.key([1, 2], 0) for source in (SOURCE, *others)]
@@ -126,6 +131,29 @@ def test_the_key_covers_nothing_else():
     assert moved.key((1, 2), 0) == SOURCE.key([1, 2], 0)
     for same in ({"proposal_temperature": 0.25}, *({name: False} for name in EXACT)):
         assert dataclasses.replace(SOURCE, config=SamplerConfig(**same)).key([1, 2], 0) == SOURCE.key([1, 2], 0)
+
+
+def test_keys_of_earlier_versions_stand():
+    """Guards stores on disk: an option that was added since, at its default, changes no key."""
+    assert SOURCE.key([1, 2], 0) == "141eadfeb112d83535f1923c6299f980"
+
+
+def test_what_changes_last_bits_only_is_not_in_the_key():
+    """Guards resume on another machine: attention may differ; what the cache is kept in may not."""
+    from models import make_model
+
+    from lm_power.engine.backend import HFBackend
+
+    prints, dtypes = set(), []
+    for attention in ("eager", "sdpa", "lm_power"):
+        backend = HFBackend(make_model("qwen2", attention))
+        prints.add(fingerprint(backend.model))
+        dtypes.append(backend.cache_dtype)
+    dtypes.append(HFBackend(make_model("qwen2", dtype=torch.bfloat16)).cache_dtype)
+    assert len(prints) == 1 and dtypes == [None] * 4
+    model = make_model("qwen2")  # stored in bfloat16 where it begins, computed in float32
+    model.model.embed_tokens.to(torch.bfloat16).register_forward_hook(lambda module, inputs, output: output.float())
+    assert HFBackend(model).cache_dtype == "float32"
 
 
 def test_a_torn_last_line_is_dropped_and_cut_off(tmp_path, caplog):
@@ -199,10 +227,12 @@ def test_a_line_damaged_while_running_is_named(tmp_path):
     """Guards the line numbers of files that are read on from the middle."""
     with CompletionStore(tmp_path, MODEL) as store:
         store.add("p", [1, 2], 0, SOURCE, COMPLETION)
+        store.flush()
         with files(tmp_path)[0].open("ab") as file:
             file.write(b"rubbish\n")
+        store.add("p", [1, 2], 1, SOURCE, COMPLETION)
         with pytest.raises(StoreError, match=r"jsonl:2: is not a completion"):
-            store.add("p", [1, 2], 1, SOURCE, COMPLETION)
+            store.flush()
 
 
 def test_a_newer_format_is_refused(tmp_path):
@@ -260,6 +290,7 @@ def test_full_disk(tmp_path):
             for repeat in range(9):
                 try:
                     store.add("p", [1, 2], repeat, SOURCE, COMPLETION)
+                    store.flush()
                 except StoreError as error:
                     print(repeat, error)
                     break
@@ -339,46 +370,165 @@ def test_opening_is_quiet(tmp_path, caplog):
     assert not [r for r in caplog.records if r.name.startswith("lm_power")]
 
 
+class Interrupted:
+    """A file whose writes are broken off half-way."""
+
+    def __init__(self, file, error):
+        self.file, self.error, self.name = file, error, file.name
+
+    def write(self, data):
+        self.file.write(data[: len(data) // 2])
+        raise self.error
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
 def test_an_interrupted_write_leaves_no_part_of_a_line(tmp_path):
-    """Guards a notebook: Ctrl-C in the middle of a write, and the process lives on and writes the next line."""
+    """Guards a process that lives on after a write that broke off: its next line must begin a line."""
     with CompletionStore(tmp_path, MODEL) as store:
         store.add("p", [1, 2], 0, SOURCE, COMPLETION)
+        store.flush()
         real = store._file
-
-        class Interrupted:
-            name = real.name
-
-            def write(self, data):
-                real.write(data[: len(data) // 2])
-                raise KeyboardInterrupt
-
-            def __getattr__(self, name):
-                return getattr(real, name)
-
-        store._file = Interrupted()
-        with pytest.raises(KeyboardInterrupt):
+        for error in (KeyboardInterrupt(), OSError(28, "No space left on device")):
+            store._file = Interrupted(real, error)
             store.add("p", [1, 2], 1, SOURCE, COMPLETION)
+            with pytest.raises((KeyboardInterrupt, StoreError)):
+                store.flush()
         store._file = real
         store.add("p", [1, 2], 1, SOURCE, COMPLETION)
     assert [record["repeat"] for record in read_store(tmp_path)] == [0, 1]
 
 
+def test_decoding_does_not_wait_for_the_disk(tmp_path):
+    """Guards the engine's time: adding is done at once while another holds the folder; closing writes it all."""
+    store = CompletionStore(tmp_path, MODEL)
+    with FileLock(tmp_path / ".lock"):
+        started = time.perf_counter()
+        for repeat in range(50):
+            store.add("p", [1, 2], repeat, SOURCE, COMPLETION)
+        assert time.perf_counter() - started < 2
+        assert not files(tmp_path)
+    store.close()
+    assert [record["repeat"] for record in read_store(tmp_path)] == list(range(50))
+
+
+def test_a_disk_that_cannot_follow_holds_sampling_up(tmp_path, monkeypatch):
+    """Guards memory: a bounded number of completions waits to be written."""
+    monkeypatch.setattr(store_module, "_MOST_WAITING", 3)
+    write, waiting = CompletionStore._write, []
+
+    def slow(store, *arguments):
+        waiting.append(len(store._writes))
+        time.sleep(0.01)
+        write(store, *arguments)
+
+    monkeypatch.setattr(CompletionStore, "_write", slow)
+    fill(tmp_path, *range(20))
+    assert max(waiting) <= 3
+    assert len(lines(tmp_path)) == 20
+
+
+def test_an_error_of_the_writer_reaches_the_run(tmp_path, caplog):
+    """Guards against a run that goes on drawing what cannot be kept, or that ends as if all were written."""
+
+    def full(store, record):
+        time.sleep(0.1)
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CompletionStore, "_append", full)
+        for ask in (lambda s: s.flush(), lambda s: s.get("k"), lambda s: s.close(), lambda s: s.__exit__(*[None] * 3)):
+            store = CompletionStore(tmp_path, MODEL)
+            store.add("p", [1, 2], 0, SOURCE, COMPLETION)
+            with pytest.raises(StoreError, match="No space left on device"):
+                ask(store)
+        with pytest.raises(StoreError, match="the 0 completions"), CompletionStore(tmp_path, MODEL) as store:
+            for repeat in range(10**6):
+                store.add("p", [1, 2], repeat, SOURCE, COMPLETION)
+                time.sleep(0.01)
+        with pytest.raises(ValueError, match="the run's own"), CompletionStore(tmp_path, MODEL) as store:
+            store.add("p", [1, 2], 0, SOURCE, COMPLETION)
+            store.add("p", [1, 2], 1, SOURCE, COMPLETION)
+            raise ValueError("the run's own")
+        assert "No space left" in caplog.text and "2 completions are not written" in caplog.text
+    fill(tmp_path, 0)
+    assert len(lines(tmp_path)) == 1
+
+
+def test_killed_while_writing(tmp_path):
+    """Guards resume after SIGKILL at any moment: what was written stays, and nothing comes out doubled or torn."""
+    code = """
+        with CompletionStore(sys.argv[1], MODEL) as store:
+            for repeat in range(20):
+                store.add("p", [1, 2], repeat, SOURCE, COMPLETION)
+            store.flush()
+            print("written", flush=True)
+            for repeat in range(20, 100000):
+                store.add("p", [1, 2], repeat, SOURCE, COMPLETION)
+    """
+    kept = 0
+    for _ in range(3):
+        process = run_python(code, tmp_path)
+        assert process.stdout.readline() == "written\n", process.communicate()[1]
+        time.sleep(random.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        with CompletionStore(tmp_path, MODEL) as store:
+            assert len(store) >= max(kept, 20)
+            kept = len(store)
+    with CompletionStore(tmp_path, MODEL) as store:
+        assert all(store.get(SOURCE.key([1, 2], repeat)) == COMPLETION for repeat in range(kept))
+    fill(tmp_path, *range(kept + 5))
+    assert sorted(json.loads(line)["repeat"] for line in lines(tmp_path)) == list(range(kept + 5))
+
+
+def test_completions_stay_on_disk(tmp_path):
+    """Guards memory: a rank keeps a store's keys, not its completions, be they its own or other ranks'."""
+    long = Completion("x" * 10**5, token_ids=[4, 0], log_probs=[-1.0, -1.0], finish_reason="eos")
+    with CompletionStore(tmp_path, MODEL) as other, CompletionStore(tmp_path, MODEL) as store:
+        tracemalloc.start()
+        try:
+            for repeat in range(50):
+                (store, other)[repeat % 2].add("p", [1, 2], repeat, SOURCE, long)
+            store.flush()
+            other.flush()
+            fresh = CompletionStore(tmp_path, MODEL)
+            assert len(fresh) == 50
+            assert tracemalloc.get_traced_memory()[0] < 10**6  # of 5 · 10^6 on disk
+            tracemalloc.reset_peak()
+            CompletionStore(tmp_path, MODEL).close()
+            assert tracemalloc.get_traced_memory()[1] < 2 * 10**6
+        finally:
+            tracemalloc.stop()
+        assert fresh.get(SOURCE.key([1, 2], 49)) == long
+
+
+def test_a_line_that_is_gone_or_another_is_named(tmp_path):
+    """Guards against handing out another completion after somebody edited a file of a run under way."""
+    fill(tmp_path, 0, 1)
+    store = CompletionStore(tmp_path, MODEL)
+    (path,) = files(tmp_path)
+    first, second = lines(tmp_path)
+    path.write_bytes(second + first)
+    with pytest.raises(StoreError, match=f"{path.name}:1: has been changed while this run goes on"):
+        store.get(SOURCE.key([1, 2], 0))
+    path.unlink()
+    with pytest.raises(StoreError, match=f"{path.name}:1: cannot be read any more"):
+        store.get(SOURCE.key([1, 2], 0))
+
+
 def test_what_another_process_has_written_is_read_once(tmp_path, monkeypatch):
-    """Guards against reading from byte 0 whenever another process has written: two writers would read n² bytes."""
-    read = []
-
-    class Counted(store_module._Lines):
-        def __init__(self, path, start, before=0):
-            super().__init__(path, start, before)
-            read.append(self.end - start)
-
-    monkeypatch.setattr(store_module, "_Lines", Counted)
-    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("a file was read whole"))
+    """Guards against reading from byte 0 whenever another process has written: two writers would read n² lines."""
+    read, parse = [], store_module._parse
+    monkeypatch.setattr(store_module, "_parse", lambda line, where: (read.append(where), parse(line, where))[1])
     with CompletionStore(tmp_path, MODEL) as one, CompletionStore(tmp_path, MODEL) as two:
         for repeat in range(20):
-            (one if repeat % 2 else two).add("p", [1, 2], repeat, SOURCE, COMPLETION)
+            store = one if repeat % 2 else two
+            store.add("p", [1, 2], repeat, SOURCE, COMPLETION)
+            store.flush()
         assert len(one) + len(two) >= 39
-    assert sum(read) <= sum(path.stat().st_size for path in files(tmp_path))
+    assert len(read) <= 20
 
 
 def test_a_name_may_have_an_at_sign_of_its_own():

@@ -15,6 +15,8 @@ import json
 import textwrap
 from collections.abc import Sequence
 
+from lm_power.errors import UserError
+
 HELP = "try each part on this machine: what works, what does not, why, and what to set"
 PARTS = {
     "packages": "the packages that lm-power needs",
@@ -62,7 +64,6 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: a device or dtype that does not exist.
     """
     # Here, and not above: torch would slow down `lm-power --help`.
-    from lm_power.cli import UserError
     from lm_power.doctor.checks import Setting, examine, machine
 
     if "model" in arguments.require and arguments.model is None:

@@ -50,6 +50,8 @@ class HFBackend:
         reads_spans: the attention reads each row's visible positions only, however many it is shown.
         replays: decode steps are recorded and replayed.
         compiles_draw: where they are, the draw is compiled.
+        cache_dtype: of cached keys and values, "float32" say; None where it is that of the
+            embedding's weights, as it is unless the model computes in another dtype than it is stored in.
 
     Raises:
         UnsupportedModelError: encoder-decoder; recurrent, convolutional or otherwise unknown cache;
@@ -90,8 +92,9 @@ class HFBackend:
         self._options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in accepts:
             self._options["logits_to_keep"] = 1
+        self.cache_dtype: str | None = None
         try:
-            self.shapes = self._probe()
+            self.shapes = self._probe(embedding.weight.dtype)
             if verify:
                 self._verify()
         except (UnsupportedModelError, torch.OutOfMemoryError):
@@ -172,14 +175,15 @@ class HFBackend:
             self.forward(cache, int(cache.places[row]), ids, slots, slots, stop)
 
     @torch.inference_mode()
-    def _probe(self) -> list[LayerShape]:
-        """Shapes of what each layer caches, from a forward pass over two tokens."""
+    def _probe(self, plain_dtype: torch.dtype) -> list[LayerShape]:
+        """Shapes of what each layer caches, from a forward pass over two tokens; sets `cache_dtype`."""
         tokens = torch.zeros((1, 2), dtype=torch.long, device=self.input_device)
         cache = DynamicCache(config=self.config)
         output = self.model(input_ids=tokens, past_key_values=cache, use_cache=True)
         used = getattr(output, "past_key_values", None)
         layers = used.layers if used is cache else []
         shapes = []
+        dtypes: set[torch.dtype] = set()
         for index, layer in enumerate(layers):
             if isinstance(layer, _SHARING):
                 shapes.append(LayerShape(0, 0, 0, torch.float32, self.input_device))
@@ -189,8 +193,11 @@ class HFBackend:
             if not (plain and keys is not None and values is not None and keys.ndim == 4 and keys.shape[2] == 2):
                 raise self._refused(f"its layer {index} keeps a {type(layer).__name__}")
             shapes.append(LayerShape(keys.shape[1], keys.shape[3], values.shape[3], keys.dtype, keys.device))
+            dtypes |= {keys.dtype, values.dtype}
         if not shapes:
             raise self._refused("it returns no key/value cache")
+        if dtypes - {plain_dtype}:
+            self.cache_dtype = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         return shapes
 
     def _refused(self, why: str) -> UnsupportedModelError:

@@ -21,6 +21,7 @@ from lm_power.engine.backend import HFBackend
 from lm_power.engine.engine import Engine
 from lm_power.engine.halving import out_of_memory
 from lm_power.engine.stopping import StopStrings
+from lm_power.errors import LMPowerError
 from lm_power.target import Drawn, draw_next, draw_next_at_once
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ REPORT = "Please report this with the output of `lm-power doctor`"
 _ROWS, _PROMPT, _DRAWN = 2, 3, 6  # of the trial: a plain run, a recording and four replays a row
 
 
-class DisagreementError(RuntimeError):
+class DisagreementError(LMPowerError, RuntimeError):
     """A faster way of computing something gives other numbers than the plain one."""
 
 

@@ -215,7 +215,8 @@ class PowerHF(HFLM):
         self, plan: Plan, wanted: Sequence[_Wanted], store: CompletionStore | None, show: bool
     ) -> Iterator[tuple[_Wanted, Completion]]:
         """Stored completions first, then the others as they finish; equal requests are drawn once."""
-        source = Provenance(self.model_name, plan.config, plan.stop, self.sampler.eos_ids)
+        sampler = self.sampler
+        source = Provenance(self.model_name, plan.config, plan.stop, sampler.eos_ids, sampler.backend.cache_dtype)
         askers: dict[Job, list[_Wanted]] = defaultdict(list)
         for request in wanted:
             askers[Job(request.prompt_ids, request.repeat)].append(request)

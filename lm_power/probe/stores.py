@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lm_power.cli import UserError
+from lm_power.errors import UserError
 from lm_power.identity import Identity
 from lm_power.probe.estimates import Draws, hash_reward
-from lm_power.store import Record, StoreError, read_store
+from lm_power.store import Record, read_store
 
 Prompt = tuple[int, ...]  # token ids: what the model saw
 _ENDS = ("max_new_tokens", "stop", "eos_ids")  # options that decide what counts as a whole completion
@@ -71,20 +71,18 @@ def read_draws(folder: Path) -> list[StoredDraws]:
     """The completions in a store, one `StoredDraws` for each way of sampling, with a count on stderr as they are read.
 
     Raises:
-        UserError: no such store, it is empty or damaged, holds several models, or a completion has no
+        StoreError: a line of it is damaged.
+        UserError: no such store, it is empty, holds several models, or a completion has no
             finite log-probability.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name the one given to the run as completions=")
     lines: dict[str, list[Record]] = collections.defaultdict(list)
     models = set()
-    try:
-        for record in tqdm(read_store(folder), desc=f"Reading {folder}", unit=" completions"):
-            models.add(record["model"])
-            options = {name: value for name, value in record["config"].items() if name != "seed"}
-            lines[repr(sorted(options.items()))].append(_slim(record, options))
-    except StoreError as error:
-        raise UserError(str(error)) from error
+    for record in tqdm(read_store(folder), desc=f"Reading {folder}", unit=" completions"):
+        models.add(record["model"])
+        options = {name: value for name, value in record["config"].items() if name != "seed"}
+        lines[repr(sorted(options.items()))].append(_slim(record, options))
     if not lines:
         raise UserError(
             f"{folder}: holds no completions (lines of *.jsonl); name the folder given to the run as completions="

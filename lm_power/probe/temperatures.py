@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from lm_power.cli import UserError
+from lm_power.errors import UserError
 from lm_power.report.reading import read_runs
 from lm_power.report.runs import Run
 from lm_power.report.summary import Estimate, summarise

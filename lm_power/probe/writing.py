@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lm_power.cli import UserError
+from lm_power.errors import UserError
 from lm_power.probe.estimates import Probe, probe
 from lm_power.probe.figures import write_probe_figure, write_temperature_figure
 from lm_power.probe.stores import StoredDraws, choose_base, pair, read_draws

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from lm_power.cli import UserError
+from lm_power.errors import UserError
 
 HELP = "compare lm-eval runs and stores of completions: tables, paired tests, figures, one HTML page"
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from lm_power.cli import UserError
+from lm_power.errors import UserError
 from lm_power.report.naming import with_unique_labels
 from lm_power.report.runs import Comparison, Problem, Run
 from lm_power.report.visible import one_line

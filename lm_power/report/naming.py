@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from lm_power.cli import UserError
 from lm_power.config import LENGTH_NAMES, OptionError, SamplerConfig, option_names
+from lm_power.errors import UserError
 from lm_power.identity import Identity
 from lm_power.report.runs import Run
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_power.cli import UserError
+from lm_power.errors import UserError
 from lm_power.report.naming import default_label, describe_evaluation
 from lm_power.report.runs import Dataset, Problem, Run
 from lm_power.report.samples import AGAIN, Sample, read_samples

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_power.cli import UserError
 from lm_power.completion import Steps
+from lm_power.errors import UserError
 from lm_power.report.runs import Answer, Problem
 
 LOG_KEY = "lm_power"

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_power.cli import UserError
 from lm_power.completion import Steps
+from lm_power.errors import UserError
 from lm_power.report.naming import default_label, describe_store
 from lm_power.report.runs import Answer, Problem, Run
 from lm_power.report.samples import finite

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lm_power.cli import UserError
+from lm_power.errors import UserError
 from lm_power.report.figures import write_figures
 from lm_power.report.formats import to_csv, to_latex, to_markdown
 from lm_power.report.hub import write_model_indexes

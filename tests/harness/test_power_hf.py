@@ -284,7 +284,7 @@ def test_full_disk_while_running(evaluate, tmp_path, monkeypatch):
     append = CompletionStore._append
 
     def append_while_there_is_room(self, record):
-        if len(self) == 3:
+        if len(self._places) == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append(self, record)
 

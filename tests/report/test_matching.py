@@ -6,7 +6,7 @@ import hashlib
 import pytest
 from report_runs import make_run
 
-from lm_power.cli import UserError
+from lm_power.errors import UserError
 from lm_power.report.matching import match
 
 

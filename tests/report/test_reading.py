@@ -8,7 +8,7 @@ import pytest
 from report_files import TIME, fill_store, write_evaluation
 from report_runs import make_run
 
-from lm_power.cli import UserError
+from lm_power.errors import UserError
 from lm_power.report.reading import read_runs
 
 POWER = {"seconds": 100.0}
