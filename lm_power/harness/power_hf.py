@@ -226,7 +226,8 @@ class PowerHF(HFLM):
         # another program's, and a number of rows kept in the store would outlive its reason.
         longest = max(len(job.prompt_ids) for job in askers) + plan.config.max_new_tokens
         most = self._most_rows if self.batch_size == "auto" else None
-        rows = self.sampler.rows_for(min(len(askers), most or len(askers)), longest, plan.config)
+        rows = self.sampler.rows_for(len(askers), longest, plan.config)
+        rows = rows if most is None else min(rows, most)
         # The ranks do not speak to one another until all have finished: rank 0 shows its own share, and says so.
         title = "Sampling" if self.world_size == 1 else f"Sampling, process 1 of {self.world_size}"
         with progress_bar(len(askers), show, done=len(askers) - len(missing), title=title) as progress:

@@ -125,9 +125,19 @@ def test_long_prompts_lose_their_left_end_with_one_warning(evaluate, tiny, caplo
     assert run.completions[0] == reference(tiny, [kept])[0]
 
 
-@pytest.mark.parametrize("options", [{"batch_size": "auto"}, {"batch_size": "auto:2", "max_batch_size": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": "auto"},
+        {"batch_size": "auto:2", "max_batch_size": 2},
+        {"batch_size": "auto", "max_batch_size": 2, "method": "tempering", "rungs": 3, "block_size": 192},
+    ],
+)
 def test_batch_size_auto(evaluate, monkeypatch, options):
-    """Guards `auto`: HFLM's own search would be run on the wrong kind of batch; max_batch_size bounds it."""
+    """Guards `auto`: HFLM's own search would be run on the wrong kind of batch; max_batch_size bounds it.
+
+    Also where a completion is drawn by several lanes.
+    """
     rows = []
     original = PowerSampler.sample
 
