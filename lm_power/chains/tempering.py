@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_power.chains.base import Info, Move, Path, Result, Stream
+from lm_power.chains.evidence import Evidence, mean_of_series
 from lm_power.chains.metropolis import EMPTY_STATE, BlockwiseMetropolis, Proposal
 from lm_power.chains.metropolis import State as Rung
 from lm_power.decoding import IntArray, Measures, Request, Segment
@@ -27,6 +29,8 @@ class State:
         step: rounds done; None until every rung has its first completion.
         swaps: accepted between rungs k and k + 1.
         log_p_sums: Σ of log p(x) at each rung over the rounds, nats.
+        log_zs: of each round, `thermodynamic_log_z` of the completions that the rungs held, nats.
+        log_weight_sum: Σ of Σ_t w_t at the highest rung over the rounds, nats.
     """
 
     rungs: tuple[Rung, ...]
@@ -34,6 +38,8 @@ class State:
     step: int | None = None
     swaps: tuple[int, ...] = ()
     log_p_sums: tuple[float, ...] = ()
+    log_zs: tuple[float, ...] = ()
+    log_weight_sum: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +161,15 @@ class Tempering:
                 rungs[k], rungs[k + 1] = self.weighed(k, rungs[k + 1]), self.weighed(k + 1, rungs[k])
                 lane[k], lane[k + 1] = lane[k + 1], lane[k]
                 swaps[k] += 1
-        sums = (total + float(path.log_p.sum()) for total, path in zip(state.log_p_sums, rungs, strict=True))
+        log_p = [float(path.log_p.sum()) for path in rungs]
         return dataclasses.replace(
-            state, rungs=tuple(rungs), lane=tuple(lane), swaps=tuple(swaps), log_p_sums=tuple(sums)
+            state,
+            rungs=tuple(rungs),
+            lane=tuple(lane),
+            swaps=tuple(swaps),
+            log_p_sums=tuple(map(operator.add, state.log_p_sums, log_p)),
+            log_zs=(*state.log_zs, thermodynamic_log_z(self.ladder, log_p)),
+            log_weight_sum=state.log_weight_sum + self.ladder[-1] * log_p[-1] - float(rungs[-1].log_q.sum()),
         )
 
     def log_swap_ratio(self, k: int, lower: Path, upper: Path) -> float:
@@ -189,8 +201,9 @@ class Tempering:
         if self.steps:
             means = [total / self.steps for total in state.log_p_sums]
             numbers |= {f"mean_log_p_{k + 1}": mean for k, mean in enumerate(means)}
-            if self.ladder[0] == 1:
-                numbers["log_z"] = thermodynamic_log_z(self.ladder, means)
+            if self.ladder[0] == 1:  # then Z_1 = 1 is where the integral begins
+                log_z, error = mean_of_series(state.log_zs)
+                numbers |= Evidence(log_z, error, state.log_weight_sum / self.steps).diagnostics()
         *lower, highest = state.rungs
         return Result(highest, numbers, companions=tuple(lower))
 
@@ -198,7 +211,8 @@ class Tempering:
 def thermodynamic_log_z(ladder: Sequence[float], mean_log_p: Sequence[float]) -> float:
     """`log Z_alpha = ∫_1^alpha E_{π_a}[log p] da` by the trapezoidal rule in log a, nats.
 
-    With Z_1 = 1, as p is normalised. A ladder of few rungs has an error of its own, beside that of the means.
+    With Z_1 = 1, as p is normalised. A ladder of few rungs has an error of its own, beside that of the means, in
+    which the integral is linear.
 
     Args:
         ladder: 1 = a_1 < … < a_K = alpha.
