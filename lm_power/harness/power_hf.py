@@ -198,6 +198,13 @@ class PowerHF(HFLM):
                 ", ".join(sorted({plan.config.method for plan in groups})),
                 ", ".join(f"{name}={value}" for name, value in overruled.items()),
             )
+        for config in {plan.config for plan in groups if plan.config.method == "temperature"}:
+            if config.proposal_temperature is None:
+                logger.info(
+                    "method=temperature draws at temperature %g = 1/alpha, alpha=%g; for another set "
+                    "proposal_temperature, and for the model as it is method=standard",
+                    1 / config.beta, config.alpha,
+                )  # fmt: skip
         if self.batch_size == 1 and sum(map(len, groups.values())) > 1:
             logger.warning("batch_size=1 decodes one completion at a time; --batch_size auto is far faster")
         if getattr(self.cache_hook, "dbdict", None) is not None:

@@ -215,7 +215,7 @@ def _targets(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
         comparison,
         "targets",
         f"{comparison.name}: how far the proposal is from the target",
-        f"Means over {comparison.size} problems ± standard error over problems, in nats, where the method estimates them. "
+        f"Means over {comparison.size} problems ± standard error over problems, in nats, where the method tells. "
         "Log Z = log Σ p(x)^α. KL from proposal: KL(p^α ‖ q), by how much sampling token by token from q "
         "(method=temperature, where the proposal temperature is the same) misses p^α.",
         (Column("log_z", "log Z", 2), Column("kl_from_proposal", "KL from proposal", 2)),
