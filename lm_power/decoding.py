@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -95,12 +96,20 @@ class Measures:
     """What an algorithm wants to know of each next-token distribution, beside the token's own numbers.
 
     Attributes:
-        exponents: of the power sums in `Segment.log_z`.
+        exponents: of the power sums in `Segment.log_z`; finite and > 0.
         entropy: whether `Segment.entropy` is wanted.
+
+    Raises:
+        ValueError: an exponent that is not. At 0, a token of probability 0 would count as one or as none.
     """
 
     exponents: tuple[float, ...] = ()
     entropy: bool = False
+
+    def __post_init__(self) -> None:
+        wrong = [exponent for exponent in self.exponents if not 0 < exponent < math.inf]
+        if wrong:
+            raise ValueError(f"exponents={self.exponents}: each must be finite and > 0, not {wrong[0]}")
 
 
 class Decoder(Protocol):

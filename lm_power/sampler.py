@@ -193,7 +193,7 @@ class PowerSampler:
             jobs: what to draw.
             config: how.
             stop: stop strings.
-            rows: rows of the batch; default `max_rows`, at most one a job.
+            rows: rows of the batch; default `max_rows`, at most one per lane of every job.
             progress: a bar on stderr, or counters to report to.
             algorithm: draws the completions instead of `config.method`'s; seed, length and cost options remain those of
                 `config`.

@@ -9,7 +9,14 @@ import pytest
 
 from lm_power.completion import Stats
 from lm_power.harness import metrics
-from lm_power.harness.metrics import completion_metrics, log_completions, metric_list, real_completions, self_reward
+from lm_power.harness.metrics import (
+    completion_metrics,
+    log_completions,
+    metric_list,
+    real_completions,
+    self_reward,
+    ungraded_results,
+)
 
 
 class Told(str):
@@ -41,6 +48,23 @@ def test_one_completion_has_the_metrics_that_make_sense_for_one():
         "acceptance_rate": 0.25,
     }
     assert completion_metrics([0], ["plain"]) == {"acc": 0.0}
+
+
+def test_what_a_method_tells_of_z_is_averaged_and_left_out_where_it_tells_nothing():
+    """Means of independent estimates, and the error of the mean: √(0.3² + 0.4²)/2. A gap leaves no number at all."""
+    numbers = [
+        {"log_z": -2.0, "log_z_error": 0.3, "kl_from_proposal": 1.0, "ess": 4.0},
+        {"log_z": -3.0, "log_z_error": 0.4, "kl_from_proposal": 2.0, "ess": 5.0},
+    ]
+    completions = [Told("a", stats=Stats(diagnostics=told)) for told in numbers]
+    found = completion_metrics([1, 0], completions)
+    assert (found["log_z"], found["kl_from_proposal"]) == (-2.5, 1.5)
+    assert found["log_z_error"] == pytest.approx(0.25)
+    assert "ess" not in found
+    assert ungraded_results({}, [completions])["log_z"] == -2.5
+    del numbers[1]["log_z_error"]
+    assert "log_z_error" not in completion_metrics([1, 0], completions)
+    assert not {"log_z", "log_z_error", "kl_from_proposal"} & completion_metrics([1], [Told("a", stats=Stats())]).keys()
 
 
 def test_every_metric_by_hand():
@@ -84,7 +108,8 @@ def test_the_standard_error_is_over_problems():
 def test_everything_returned_is_declared():
     """Guards against lm-eval's warning, and its silence, about keys that one side lacks."""
     for n in (1, 2, 6, 8):
-        stats = Stats(proposals=1, accepted=1, tokens_decoded=1)
+        told_of_z = {"log_z": -1.0, "log_z_error": 0.1, "kl_from_proposal": 0.2}
+        stats = Stats(proposals=1, accepted=1, tokens_decoded=1, diagnostics=told_of_z)
         told = [Told("a", -1.0, token_ids=(1,), stats=stats) for _ in range(n)]
         returned = completion_metrics([1] * n, told, ["4"] * n)
         declared = {entry["metric"] for entry in metric_list(n)}

@@ -17,4 +17,4 @@ def test_a_method_of_ones_own_has_its_law(capsys):
     temperature, own = module.main()
     assert own < 0.06 and temperature > 0.2
     assert "total variation" in capsys.readouterr().out
-    assert len(FILE.read_text().splitlines()) < 100
+    assert len(FILE.read_text().splitlines()) < 80

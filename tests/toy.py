@@ -275,6 +275,29 @@ def law_after(toy: Toy, chain: BlockwiseMetropolis, steps: int) -> tuple[list[To
     return states, ancestral_law(toy, states, chain.beta) @ np.linalg.matrix_power(matrix, steps)
 
 
+def law_of_schedule(toy: Toy, chain: BlockwiseMetropolis) -> tuple[list[Tokens], FloatArray]:
+    """The completions, and the exact law of a chain's result after all its stages and final steps."""
+    done: dict[Tokens, float] = {}
+    alive: dict[Tokens, float] = {(): 1.0}
+    for stage in range(1, chain.stages + 1):
+        horizon = chain.horizon(stage)
+        states, matrix = transition_matrix(toy, dataclasses.replace(chain, block_size=horizon, max_new_tokens=horizon))
+        place = {x: at for at, x in enumerate(states)}
+        law = np.zeros(len(states))
+        for x, probability in alive.items():
+            for y in toy.completions(horizon, x):  # the extension
+                law[place[y]] += probability * math.exp(toy.segment(y, len(x), chain.beta, horizon).log_q.sum())
+        law @= np.linalg.matrix_power(matrix, chain.mcmc_steps)
+        alive = {}
+        for x, probability in zip(states, law, strict=True):
+            over = toy.ended(x, horizon) is not FinishedBy.HORIZON or horizon == chain.max_new_tokens
+            kept = done if over else alive
+            kept[x] = kept.get(x, 0.0) + float(probability)
+    # `states` and `matrix` are those of the full length now.
+    law = np.array([done.get(x, 0.0) for x in states])
+    return states, law @ np.linalg.matrix_power(matrix, chain.final_steps)
+
+
 def total_variation(a: FloatArray, b: FloatArray) -> float:
     """`½ Σ |a − b|`."""
     return 0.5 * float(np.abs(a - b).sum())

@@ -54,8 +54,32 @@ class UniformCuts:
         return -1.0, 0.0
 
 
+class ListedCuts:
+    """Cuts whose probabilities come as one array, and only fall as a completion grows.
+
+    A subclass has `probabilities`.
+    """
+
+    def probabilities(self, path: Path, length: int) -> FloatArray:
+        """[length] `c(· | y)` of a completion y of so many tokens, ≤ n + 1, that begins as `path` does."""
+        raise NotImplementedError
+
+    def draw(self, path: Path, generator: np.random.Generator) -> int:
+        """By inverse CDF, from one uniform."""
+        cumulated = np.cumsum(self.probabilities(path, len(path)))
+        return int(np.searchsorted(cumulated[:-1], generator.random() * cumulated[-1], side="right"))
+
+    def log_probability(self, path: Path, cut: int) -> float:
+        """`log c(cut | path)`, nats."""
+        return math.log(self.probabilities(path, len(path))[cut])
+
+    def most(self, path: Path, keep: int, cut: int) -> tuple[float, float]:
+        """Its value for the shortest y that there can be, as it only falls while y grows."""
+        return 0.0, math.log(self.probabilities(path, keep + 1)[cut])
+
+
 @dataclasses.dataclass(frozen=True)
-class EntropyCuts:
+class EntropyCuts(ListedCuts):
     """Cuts where the model becomes less certain, mixed with uniform ones.
 
     `c(i | x) = (1 − s)/n + s·g_i/G(x)`, with `g_i = max(H_i − H_{i−1}, 0)^power`, `H_i` the entropy of p(· | x_<i) in
@@ -72,36 +96,19 @@ class EntropyCuts:
     power: float = 4.0
     measures = Measures(entropy=True)
 
-    def draw(self, path: Path, generator: np.random.Generator) -> int:
-        """By inverse CDF, from one uniform."""
-        law = np.exp([self.log_probability(path, cut) for cut in range(len(path))])
-        return _drawn(law, generator)
-
-    def log_probability(self, path: Path, cut: int) -> float:
-        """`log ((1 − s)/n + s·g_i/G(x))`."""
-        scores = self._scores(path, len(path))
-        total = scores.sum()
-        scored = scores[cut] / total if total > 0 else 1 / len(path)
-        return math.log((1 - self.share) / len(path) + self.share * scored)
-
-    def most(self, path: Path, keep: int, cut: int) -> tuple[float, float]:
-        """Its value for the shortest y that there can be: position `keep` is known, and neither n' nor G falls."""
-        scores = self._scores(path, keep + 1)
-        total = scores.sum()
-        # Where no score is positive so far, a later one leaves the cut with none; until then it is uniform.
-        scored = scores[cut] / total if total > 0 else 1 / (keep + 1)
-        return 0.0, math.log((1 - self.share) / (keep + 1) + self.share * scored)
-
-    def _scores(self, path: Path, stop: int) -> FloatArray:
+    def probabilities(self, path: Path, length: int) -> FloatArray:
+        """[length] `(1 − s)/n + s·g_i/G(x)`. Where no score is positive so far, a later one leaves these with less."""
         assert path.entropy is not None
-        rise = np.diff(path.entropy[:stop], prepend=0.0)
+        rise = np.diff(path.entropy[:length], prepend=0.0)
         # Rises below the rounding of a float32 sum are none: they would make a cut of noise where entropy is constant.
         scores: FloatArray = np.where(rise > 1e-5, rise, 0.0) ** self.power
-        return scores
+        total = scores.sum()
+        scored = scores / total if total > 0 else np.full(length, 1 / length)
+        return (1 - self.share) / length + self.share * scored
 
 
 @dataclasses.dataclass(frozen=True)
-class LastBlockCuts:
+class LastBlockCuts(ListedCuts):
     """Cuts in the last block of a completion, mixed with uniform ones: `(1 − s)/n + s·1[i ≥ n − B]/min(n, B)`.
 
     With s = 1 everything before the last block would be frozen, and what is sampled would be block-wise temperature,
@@ -116,24 +123,8 @@ class LastBlockCuts:
     block_size: int
     measures = Measures()
 
-    def draw(self, path: Path, generator: np.random.Generator) -> int:
-        """By inverse CDF, from one uniform."""
-        law = np.exp([self.log_probability(path, cut) for cut in range(len(path))])
-        return _drawn(law, generator)
-
-    def log_probability(self, path: Path, cut: int) -> float:
-        """`log ((1 − s)/n + s·1[i ≥ n − B]/min(n, B))`."""
-        return math.log(self._probability(len(path), cut))
-
-    def most(self, path: Path, keep: int, cut: int) -> tuple[float, float]:
-        """Its value for the shortest y that there can be: it only falls as y grows."""
-        return 0.0, math.log(self._probability(keep + 1, cut))
-
-    def _probability(self, length: int, cut: int) -> float:
-        last = (cut >= length - self.block_size) / min(length, self.block_size)
-        return (1 - self.share) / length + self.share * last
-
-
-def _drawn(law: FloatArray, generator: np.random.Generator) -> int:
-    cumulated = np.cumsum(law)
-    return int(np.searchsorted(cumulated[:-1], generator.random() * cumulated[-1], side="right"))
+    def probabilities(self, path: Path, length: int) -> FloatArray:
+        """[length] `(1 − s)/n + s·1[i ≥ n − B]/min(n, B)`."""
+        last = (np.arange(length) >= length - self.block_size) / min(length, self.block_size)
+        law: FloatArray = (1 - self.share) / length + self.share * last
+        return law

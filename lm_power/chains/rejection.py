@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lm_power.chains.base import EMPTY_PATH, Info, Move, OneLane, Path, Result, Stream
+from lm_power.chains.evidence import of_tries
 from lm_power.decoding import Bound, IntArray, Request, Segment
 from lm_power.errors import LMPowerError
 
@@ -123,5 +124,5 @@ class Rejection(OneLane):
         """The draw that was kept."""
         if state.path.finished_by is None:
             return None
-        # No estimate of Z from one completion: the tries end with the first that is kept, which biases their mean.
-        return Result(state.path, {"tries": float(state.tries)})
+        log_weight = float((self.alpha * state.path.log_p - state.path.log_q).sum())
+        return Result(state.path, {"tries": float(state.tries)} | of_tries(state.tries, log_weight).diagnostics())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lm_power.chains.base import EMPTY_PATH, Info, Move, Path, Result, Stream
+from lm_power.chains.evidence import Evidence, of_particles, pooled
 from lm_power.decoding import FloatArray, IntArray, Measures, Request, Segment
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class State:
         sweep: of the sweep under way, 1, 2, …
         current: the sweep whose path is the state of the chain of sweeps; None in the first one.
         accepted: sweeps accepted, after the first.
-        log_zs: log Ẑ of each finished sweep, nats.
+        evidence: what each finished sweep tells of Z_alpha.
     """
 
     particles: tuple[Path, ...]
@@ -66,7 +67,7 @@ class State:
     sweep: int = 1
     current: Sweep | None = None
     accepted: int = 0
-    log_zs: tuple[float, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,11 +137,11 @@ class SMC:
         """No token drawn yet."""
         return self._fresh(1, None, 0, ())
 
-    def _fresh(self, sweep: int, current: Sweep | None, accepted: int, log_zs: tuple[float, ...]) -> State:
+    def _fresh(self, sweep: int, current: Sweep | None, accepted: int, evidence: tuple[Evidence, ...]) -> State:
         n = self.particles
         return State(
             (EMPTY_PATH,) * n, np.zeros(n), 0.0, tuple(range(n)), (None,) * n,
-            sweep=sweep, current=current, accepted=accepted, log_zs=log_zs,
+            sweep=sweep, current=current, accepted=accepted, evidence=evidence,
         )  # fmt: skip
 
     def held(self, state: State) -> Sequence[IntArray]:
@@ -238,7 +239,9 @@ class SMC:
         if current is None or math.log1p(-generator.random()) <= swept.log_z - current.log_z:
             accepted += current is not None
             current = swept
-        return self._fresh(state.sweep + 1, current, accepted, (*state.log_zs, swept.log_z))
+        gains = np.array([(self.alpha * path.log_p - path.log_q).sum() for path in state.particles])
+        evidence = of_particles(swept.log_z, log_weights, state.origin, gains)
+        return self._fresh(state.sweep + 1, current, accepted, (*state.evidence, evidence))
 
     def if_rejected(self, state: State, moves: Sequence[Move]) -> None:
         """Nothing is rejected before a sweep has ended."""
@@ -253,10 +256,8 @@ class SMC:
         if state.sweep <= self.sweeps:
             return None
         assert state.current is not None
-        current, log_zs = state.current, np.array(state.log_zs)
-        # Each sweep's Ẑ is unbiased, and so is their mean.
-        numbers = {
-            "log_z": log_mean(log_zs),
+        current = state.current
+        numbers = pooled(state.evidence).diagnostics() | {
             "ess": current.ess,
             "ancestors": float(current.ancestors),
             "resamplings": float(current.resamplings),

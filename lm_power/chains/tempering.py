@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_power.chains.base import Info, Move, Path, Result, Stream
+from lm_power.chains.evidence import Evidence, mean_of_series
 from lm_power.chains.metropolis import EMPTY_STATE, BlockwiseMetropolis, Proposal
 from lm_power.chains.metropolis import State as Rung
 from lm_power.decoding import IntArray, Measures, Request, Segment
@@ -26,7 +28,9 @@ class State:
         lane: of each rung; swaps exchange lanes, not what they hold.
         step: rounds done; None until every rung has its first completion.
         swaps: accepted between rungs k and k + 1.
-        log_p_sums: Σ of log p(x) at each rung over the rounds, nats.
+        log_p_sums: Σ of log p(x) at each rung over the rounds of the second half, nats.
+        log_zs: of each of these rounds, `thermodynamic_log_z` of the completions that the rungs held, nats.
+        log_weight_sum: Σ of Σ_t w_t at the highest rung over them, nats.
     """
 
     rungs: tuple[Rung, ...]
@@ -34,6 +38,8 @@ class State:
     step: int | None = None
     swaps: tuple[int, ...] = ()
     log_p_sums: tuple[float, ...] = ()
+    log_zs: tuple[float, ...] = ()
+    log_weight_sum: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +55,10 @@ class Tempering:
     log p of the whole completion, EOS included. The rungs share one space of completions, so no length enters. The rung
     at exponent 1, if there is one beside others, is drawn afresh from p in every round: an exact draw from its target.
     The result is the completion of the highest rung.
+
+    Means over rounds (`mean_log_p_k`, `log_z`, `kl_from_proposal`) are over the second half of them: every rung begins
+    at a draw from its q_k, far from p^{a_k}, and the memory of that would be most of the mean. What is left of it in
+    the second half is not part of `log_z_error`.
 
     **What is exact.** A round leaves the product of the p^{a_k} invariant, so the result's distribution tends to
     p^alpha as the rounds grow. With one rung it is `power` with one block, token for token.
@@ -155,9 +165,15 @@ class Tempering:
                 rungs[k], rungs[k + 1] = self.weighed(k, rungs[k + 1]), self.weighed(k + 1, rungs[k])
                 lane[k], lane[k + 1] = lane[k + 1], lane[k]
                 swaps[k] += 1
-        sums = (total + float(path.log_p.sum()) for total, path in zip(state.log_p_sums, rungs, strict=True))
+        state = dataclasses.replace(state, rungs=tuple(rungs), lane=tuple(lane), swaps=tuple(swaps))
+        if state.step is None or state.step <= self.steps // 2:
+            return state
+        log_p = [float(path.log_p.sum()) for path in rungs]
         return dataclasses.replace(
-            state, rungs=tuple(rungs), lane=tuple(lane), swaps=tuple(swaps), log_p_sums=tuple(sums)
+            state,
+            log_p_sums=tuple(map(operator.add, state.log_p_sums, log_p)),
+            log_zs=(*state.log_zs, thermodynamic_log_z(self.ladder, log_p)),
+            log_weight_sum=state.log_weight_sum + self.ladder[-1] * log_p[-1] - float(rungs[-1].log_q.sum()),
         )
 
     def log_swap_ratio(self, k: int, lower: Path, upper: Path) -> float:
@@ -187,10 +203,12 @@ class Tempering:
             return None
         numbers = {f"swap_rate_{k + 1}": count / max(self.steps, 1) for k, count in enumerate(state.swaps)}
         if self.steps:
-            means = [total / self.steps for total in state.log_p_sums]
+            rounds = len(state.log_zs)
+            means = [total / rounds for total in state.log_p_sums]
             numbers |= {f"mean_log_p_{k + 1}": mean for k, mean in enumerate(means)}
-            if self.ladder[0] == 1:
-                numbers["log_z"] = thermodynamic_log_z(self.ladder, means)
+            if self.ladder[0] == 1:  # then Z_1 = 1 is where the integral begins
+                log_z, error = mean_of_series(state.log_zs)
+                numbers |= Evidence(log_z, error, state.log_weight_sum / rounds).diagnostics()
         *lower, highest = state.rungs
         return Result(highest, numbers, companions=tuple(lower))
 
@@ -198,7 +216,8 @@ class Tempering:
 def thermodynamic_log_z(ladder: Sequence[float], mean_log_p: Sequence[float]) -> float:
     """`log Z_alpha = ∫_1^alpha E_{π_a}[log p] da` by the trapezoidal rule in log a, nats.
 
-    With Z_1 = 1, as p is normalised. A ladder of few rungs has an error of its own, beside that of the means.
+    With Z_1 = 1, as p is normalised. A ladder of few rungs has an error of its own, beside that of the means, in
+    which the integral is linear.
 
     Args:
         ladder: 1 = a_1 < … < a_K = alpha.

@@ -41,6 +41,10 @@ HIGHER_IS_BETTER: dict[str, bool | None] = {
     "tokens": None,
     "tokens_decoded": False,
     "acceptance_rate": None,
+    # Where the method estimates them.
+    "log_z": None,
+    "log_z_error": False,
+    "kl_from_proposal": None,
     # From two completions on.
     "bon_acc": True,
     "bon_self_reward": True,
@@ -93,7 +97,8 @@ def completion_metrics(
         Always `acc`, the mean of `correct` over all completions. With what the completions know (each key
         is present only if all of them know it): `self_reward`, their mean; `tokens`, mean length;
         `tokens_decoded`, mean number of tokens decoded for one, rejected proposals included;
-        `acceptance_rate`, accepted over all proposals. For N > 1 also `pass@k` for k = 1, 2, 4, … N;
+        `acceptance_rate`, accepted over all proposals; `log_z`, `log_z_error` and `kl_from_proposal`, nats, as in
+        `_evidence_metrics`. For N > 1 also `pass@k` for k = 1, 2, 4, … N;
         `oracle`, which is pass@N; `maj_acc`, correctness of the majority's answer; `bon_acc` and
         `bon_self_reward`, of the completion with the largest self-reward; `cov_acc_self_reward`, the sample
         covariance of correctness and self-reward, whose sign tells whether sharpening helps (the same,
@@ -120,7 +125,8 @@ def completion_metrics(
         metrics["oracle"] = float(right > 0)
         if answers is not None:
             metrics["maj_acc"] = majority_vote(scores, answers, equal)
-    return metrics | _self_reward_metrics(scores, completions) | _cost_metrics(completions)
+    parts = _self_reward_metrics(scores, completions), _cost_metrics(completions), _evidence_metrics(completions)
+    return metrics | parts[0] | parts[1] | parts[2]
 
 
 def _self_reward_metrics(scores: Sequence[float] | None, completions: Sequence[str]) -> dict[str, float]:
@@ -149,6 +155,22 @@ def _cost_metrics(completions: Sequence[str]) -> dict[str, float]:
         proposals = sum(s.proposals for s in stats)
         if proposals:  # none in ancestral sampling
             metrics["acceptance_rate"] = sum(s.accepted for s in stats) / proposals
+    return metrics
+
+
+def _evidence_metrics(completions: Sequence[str]) -> dict[str, float]:
+    """What the method tells of Z_alpha = Σ_x p(x)^alpha, nats; each only if all completions tell it.
+
+    `log_z` and `kl_from_proposal` (KL(p^alpha ‖ q), how far token-wise sampling from the proposal q is from the target)
+    are means over the completions, which are independent. `log_z_error` is the standard error of that `log_z`, from
+    those of the completions. A mean of log Ẑ of `smc` is low by about half the squared error of one completion's.
+    """
+    told = [getattr(getattr(completion, "stats", None), "diagnostics", {}) for completion in completions]
+    metrics = {}
+    for name in ("log_z", "log_z_error", "kl_from_proposal"):
+        values = [numbers[name] for numbers in told if name in numbers]
+        if len(values) == len(completions):
+            metrics[name] = math.hypot(*values) / len(values) if name == "log_z_error" else mean(values)
     return metrics
 
 
@@ -221,12 +243,13 @@ def ungraded_results(doc: dict[str, Any], results: Iterable[Any]) -> dict[str, f
         results: as lm-eval hands them over.
 
     Returns:
-        `self_reward`, `bon_self_reward` (N > 1), `tokens`, `tokens_decoded` and `acceptance_rate` as in
-        `completion_metrics`, so far as the completions know them: of a plain text nothing is known.
+        `self_reward`, `bon_self_reward` (N > 1), `tokens`, `tokens_decoded`, `acceptance_rate`, `log_z`, `log_z_error`
+        and `kl_from_proposal` as in `completion_metrics`, so far as the completions know them: of a plain text nothing
+        is known.
     """
     completions = real_completions(results)
     log_completions(doc, None, completions)
-    return _self_reward_metrics(None, completions) | _cost_metrics(completions)
+    return _self_reward_metrics(None, completions) | _cost_metrics(completions) | _evidence_metrics(completions)
 
 
 @cache  # once a process

@@ -203,6 +203,13 @@ class PowerHF(HFLM):
                 ", ".join(sorted({plan.config.method for plan in groups})),
                 ", ".join(f"{name}={value}" for name, value in overruled.items()),
             )
+        for config in {plan.config for plan in groups if plan.config.method == "temperature"}:
+            if config.proposal_temperature is None:
+                logger.info(
+                    "method=temperature draws at temperature %g = 1/alpha, alpha=%g; for another set "
+                    "proposal_temperature, and for the model as it is method=standard",
+                    1 / config.beta, config.alpha,
+                )  # fmt: skip
         if self.batch_size == 1 and sum(map(len, groups.values())) > 1:
             logger.warning("batch_size=1 decodes one completion at a time; --batch_size auto is far faster")
         if getattr(self.cache_hook, "dbdict", None) is not None:
@@ -233,7 +240,8 @@ class PowerHF(HFLM):
         jobs = len(askers) if self._batch_shape == "fixed" else len(missing)
         longest = max(len(job.prompt_ids) for job in askers) + plan.config.max_new_tokens
         most = self._most_rows if self.batch_size == "auto" else None
-        rows = self.sampler.rows_for(min(jobs, most or jobs), longest, plan.config)
+        rows = self.sampler.rows_for(jobs, longest, plan.config)
+        rows = rows if most is None else min(rows, most)
         # The ranks do not speak to one another until all have finished: rank 0 shows its own share, and says so.
         title = "Sampling" if self.world_size == 1 else f"Sampling, process 1 of {self.world_size}"
         with progress_bar(len(askers), show, done=len(askers) - len(missing), title=title) as progress:

@@ -39,6 +39,7 @@ class Answer:
         tokens_decoded: tokens decoded for it, rejected work included.
         seconds: wall-clock from its start on the engine to its end, shared with the rows beside it.
         steps: its Metropolis-Hastings steps; empty columns where the method makes none.
+        log_z, kl_from_proposal: what its method tells of Z_alpha and its proposal, nats (`lm_power.chains.evidence`).
     """
 
     text: str
@@ -51,6 +52,8 @@ class Answer:
     tokens_decoded: int | None = None
     seconds: float | None = None
     steps: Steps | None = None
+    log_z: float | None = None
+    kl_from_proposal: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

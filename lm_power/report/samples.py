@@ -148,7 +148,14 @@ def _cost(cost: Mapping[str, Any] | None) -> dict[str, Any]:
         "tokens_decoded": cost.get("tokens_decoded"),
         "seconds": finite(cost.get("seconds")),
         "steps": Steps.from_record(known) if len(known) == len(_STEP_COLUMNS) else None,
+        **evidence(cost.get("diagnostics")),
     }
+
+
+def evidence(diagnostics: Any) -> dict[str, Any]:
+    """The fields of an `Answer` that come of its method's own numbers; runs of earlier versions have none."""
+    numbers = diagnostics if isinstance(diagnostics, Mapping) else {}
+    return {name: finite(numbers.get(name)) for name in ("log_z", "kl_from_proposal")}
 
 
 def _sum_log_prob(self_reward: float | None, tokens: int | None) -> float | None:

@@ -14,7 +14,7 @@ from lm_power.completion import Steps
 from lm_power.errors import UserError
 from lm_power.report.naming import default_label, describe_store
 from lm_power.report.runs import Answer, Problem, Run
-from lm_power.report.samples import finite
+from lm_power.report.samples import evidence, finite
 from lm_power.store import StoreError, read_store
 
 NO_VERDICTS = "accuracy: not known, since a store holds completions, not a task's verdicts"
@@ -81,4 +81,5 @@ def _answer(record: dict[str, Any]) -> Answer:
         tokens_decoded=record["stats"].get("tokens_decoded"),
         seconds=finite(record["stats"].get("seconds")),
         steps=Steps.from_record(record["steps"]),
+        **evidence(record["stats"].get("diagnostics")),
     )

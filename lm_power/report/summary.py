@@ -54,6 +54,8 @@ class Summary:
         problem_tokens_decoded: decoded for all completions of a problem.
         seconds: from a completion's start on the engine to its end, shared with the rows beside it.
         acceptance_rate: accepted over all proposals of a problem; None without proposals.
+        log_z: estimates of log Z_alpha, nats; None where the method makes none.
+        kl_from_proposal: KL(p^alpha ‖ q), nats; the same.
     """
 
     accuracy: Estimate | None
@@ -69,6 +71,8 @@ class Summary:
     problem_tokens_decoded: Estimate | None
     seconds: Estimate | None
     acceptance_rate: Estimate | None
+    log_z: Estimate | None
+    kl_from_proposal: Estimate | None
 
 
 def summarise(run: Run) -> Summary:
@@ -89,6 +93,8 @@ def summarise(run: Run) -> Summary:
         problem_tokens_decoded=estimate(None if decoded is None else [math.fsum(values) for values in decoded]),
         seconds=estimate(means(run, lambda answer: answer.seconds)),
         acceptance_rate=estimate(_acceptance_rates(run)),
+        log_z=estimate(means(run, lambda answer: answer.log_z)),
+        kl_from_proposal=estimate(means(run, lambda answer: answer.kl_from_proposal)),
     )
 
 

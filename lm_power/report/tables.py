@@ -90,13 +90,15 @@ def _number_text(number: float, digits: int) -> str:
 
 
 def make_tables(comparison: Comparison) -> list[Table]:
-    """All tables of a comparison; that of the votes only where there are several completions per problem."""
+    """All tables of a comparison: votes where problems have several completions, targets where a method tells."""
     summaries = [summarise(run) for run in comparison.runs]
     results = _results(comparison, summaries)
     gaps = tuple(f"{run.label}: {note}" for run in comparison.runs for note in run.notes)
     tables = [dataclasses.replace(results, notes=(*results.notes, *gaps)), _costs(comparison, summaries)]
     if any(run.n > 1 for run in comparison.runs):
         tables.insert(1, _votes(comparison, summaries))
+    if any(summary.log_z is not None for summary in summaries):
+        tables.append(_targets(comparison, summaries))
     tests = paired_tests(comparison)
     return [*tables, _tests(comparison, tests)] if tests else tables
 
@@ -205,6 +207,19 @@ def _costs(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
             (s.tokens, s.truncated, s.tokens_decoded, s.acceptance_rate, s.seconds, run.seconds)
             for run, s in zip(comparison.runs, summaries, strict=True)
         ],
+    )
+
+
+def _targets(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
+    return _table(
+        comparison,
+        "targets",
+        f"{comparison.name}: how far the proposal is from the target",
+        f"Means over {comparison.size} problems ± standard error over problems, in nats, where the method tells. "
+        "Log Z = log Σ p(x)^α. KL from proposal: KL(p^α ‖ q), by how much sampling token by token from q "
+        "(method=temperature, where the proposal temperature is the same) misses p^α.",
+        (Column("log_z", "log Z", 2), Column("kl_from_proposal", "KL from proposal", 2)),
+        [(s.log_z, s.kl_from_proposal) for s in summaries],
     )
 
 

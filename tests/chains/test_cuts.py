@@ -70,6 +70,24 @@ def test_cuts_are_a_distribution_and_fall_as_a_completion_grows(cuts) -> None:
     assert agreement(counts, law) > 1e-5
 
 
+def test_a_draw_weighs_every_position_once() -> None:
+    """Guards long completions: what a draw costs grows with their length, not with its square."""
+
+    class Counted(EntropyCuts):
+        calls = 0
+
+        def probabilities(self, path, length):
+            Counted.calls += 1
+            return super().probabilities(path, length)
+
+    cuts = Counted()
+    state = CASES["one EOS token"].toy.state((0, 1, 0, 2), 2.0, 4)
+    cuts.draw(state, np.random.default_rng(0))
+    assert Counted.calls == 1
+    law = cuts.probabilities(state, 4)
+    assert np.log(law).tolist() == pytest.approx([cuts.log_probability(state, cut) for cut in range(4)], abs=1e-14)
+
+
 @each_cut
 def test_early_rejection_changes_no_verdict_under_other_cuts(cuts) -> None:
     """Guards the bound on proposals: those that are stopped would have been rejected. Exact, so no false alarms."""

@@ -199,9 +199,7 @@ def test_sweeps_are_accepted_at_the_ratio_of_z() -> None:
     paths = (smc.start().particles[0].spliced(0, one),) * 2
     for ratio, margin in itertools.product([-0.7, -0.1, 0.4], [-1e-9, 1e-9]):
         before = Sweep(paths[0], 1.0, 1.0, 1, 0)
-        state = dataclasses.replace(
-            smc.start(), particles=paths, log_z=1.0 + ratio, block=3, sweep=2, current=before, log_zs=(1.0,)
-        )
+        state = dataclasses.replace(smc.start(), particles=paths, log_z=1.0 + ratio, block=3, sweep=2, current=before)
         uniforms = iter([0.5, -math.expm1(ratio + margin) if ratio < 0 else 0.0])
 
         class Fixed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import math
 import weakref
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ from models import EOS, VOCABULARY, WINDOW, make_model
 
 import lm_power.sampler
 from lm_power import PowerSampler
-from lm_power.decoding import Bound, FinishedBy, Request, Segment
+from lm_power.decoding import Bound, FinishedBy, Measures, Request, Segment
 from lm_power.engine import Engine, HFBackend, StopStrings
 from lm_power.engine.kv_cache import RowCache
 
@@ -236,6 +237,56 @@ def test_a_row_loaded_with_a_completion_goes_on_as_the_one_that_drew_it(backend,
     for drawn, again in zip(segments[:3], segments[3:], strict=True):
         assert drawn.tokens.tolist() == again.tokens.tolist()
         np.testing.assert_allclose(drawn.log_p, again.log_p, atol=1e-4)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_measures_are_those_of_the_tokens_own_distributions(backend, ahead):
+    """Guards log Z and entropy: a column or a position off, or what a rejected or copied completion left behind.
+
+    Against a float64 log-softmax of a plain forward pass, while rows rewind, are given up, copied and settled.
+    """
+    measures = Measures(exponents=(0.5, 1.0, 4.0), entropy=True)
+    engine = Engine(backend, 3, 40, 80, NO_EOS, NO_STOPS, measures=measures, ahead=ahead)
+    settled: dict[int, list[int]] = {0: [], 2: []}
+
+    def check(row: int, asked: Request, kept: bool) -> None:
+        engine.submit(row, asked)
+        segment = run(engine, row)
+        tokens = settled[row][: asked.keep] + segment.tokens.tolist()
+        with torch.inference_mode():
+            logits = backend.model(torch.tensor([[*PROMPT, *tokens]]), use_cache=False).logits[0].double()
+        law = logits.log_softmax(-1)[len(PROMPT) - 1 + asked.keep : -1]
+        log_z = torch.stack([(exponent * law).logsumexp(-1) for exponent in measures.exponents], 1)
+        np.testing.assert_allclose(segment.log_z, log_z.numpy(), atol=1e-9)
+        np.testing.assert_allclose(segment.entropy, -(law.exp() * law).sum(-1).numpy(), atol=1e-9)
+        assert np.ptp(segment.entropy) > 1e-3, "a wrong position would not show"
+        if kept:
+            engine.commit(row)
+            settled[row] = tokens
+        else:
+            engine.rollback(row)
+
+    engine.load(0, PROMPT)
+    check(0, request(0, 20, seed=1), kept=True)
+    check(0, request(6, 30, seed=2), kept=False)
+    check(0, request(9, 25, seed=3), kept=True)
+    engine.submit(0, request(4, 40, seed=4))  # overwrites what the copy needs
+    for _ in range(5):
+        engine.step()
+    engine.copy(0, 2, 12)
+    settled[2] = settled[0][:12]
+    engine.rollback(0)
+    check(2, request(12, 30, seed=5), kept=True)
+    check(0, request(25, 40, seed=6), kept=True)
+    check(2, request(3, 22, seed=7), kept=False)
+    check(2, request(17, 33, seed=8), kept=True)
+
+
+@pytest.mark.parametrize("exponents", [(0,), (2.0, -1.0), (math.inf,), (math.nan,)])
+def test_exponents_without_a_meaning_are_refused(exponents):
+    """Guards NaN: 0·log 0, for a token of probability 0, has no value."""
+    with pytest.raises(ValueError, match="each must be finite and > 0"):
+        Measures(exponents=exponents)
 
 
 def test_cancelling_tells_what_was_given_up(backend):

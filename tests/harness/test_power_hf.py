@@ -125,9 +125,37 @@ def test_long_prompts_lose_their_left_end_with_one_warning(evaluate, tiny, caplo
     assert run.completions[0] == reference(tiny, [kept])[0]
 
 
-@pytest.mark.parametrize("options", [{"batch_size": "auto"}, {"batch_size": "auto:2", "max_batch_size": 2}])
+@pytest.mark.parametrize(
+    ("options", "generation", "told"),
+    [
+        ({}, {}, ["draws at temperature 0.25 = 1/alpha, alpha=4;"]),
+        ({}, {"alpha": 2}, ["draws at temperature 0.5 = 1/alpha, alpha=2;"]),
+        ({"proposal_temperature": 1}, {}, []),
+        ({"method": "standard"}, {}, []),
+    ],
+)
+def test_temperature_says_its_default(evaluate, caplog, options, generation, told):
+    """Guards against 0.25 taken for 1, the default elsewhere: said once, with what `--gen_kwargs` made of it."""
+    caplog.set_level(logging.INFO, logger="lm_eval")
+    plain = {"method": "temperature", "mcmc_steps": 10, "block_size": 192}
+    evaluate(options={**plain, **options}, task={"generation_kwargs": {"until": [], **generation}})
+    said = [record.message for record in caplog.records if "draws at temperature" in record.message]
+    assert len(said) == len(told) and all(text in line for text, line in zip(told, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": "auto"},
+        {"batch_size": "auto:2", "max_batch_size": 2},
+        {"batch_size": "auto", "max_batch_size": 2, "method": "tempering", "rungs": 3, "block_size": 192},
+    ],
+)
 def test_batch_size_auto(evaluate, monkeypatch, options):
-    """Guards `auto`: HFLM's own search would be run on the wrong kind of batch; max_batch_size bounds it."""
+    """Guards `auto`: HFLM's own search would be run on the wrong kind of batch; max_batch_size bounds it.
+
+    Also where a completion is drawn by several lanes.
+    """
     rows = []
     original = PowerSampler.sample
 

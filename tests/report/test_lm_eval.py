@@ -30,6 +30,8 @@ SAME = {
     "tokens": "tokens",
     "tokens_decoded": "tokens_decoded",
     "acceptance_rate": "acceptance_rate",
+    "log_z": "log_z",
+    "kl_from_proposal": "kl_from_proposal",
 }
 """lm-eval's metric → the report's."""
 
@@ -56,6 +58,7 @@ def evaluated(tmp_path_factory):
         "standard": ("power-hf", {"method": "standard"}),
         "temperature": ("power-hf", {"method": "temperature", "proposal_temperature": 0.5}),
         "power": ("power-hf", {"method": "power", "alpha": 4, "mcmc_steps": 2, "block_size": 8}),
+        "smc": ("power-hf", {"method": "smc", "alpha": 4, "particles": 4, "resample_every": 4}),
         "hf": ("hf", {}),
     }
     common = {"pretrained": POCKET, "dtype": "float32"}
@@ -85,7 +88,7 @@ def test_every_number_is_lm_evals(evaluated):
     for run in comparison.runs:
         check(run, results[run.label])
     assert comparison.runs[2].options["block_size"] == 8
-    assert [run.seconds is not None for run in comparison.runs] == [True] * 4
+    assert [run.seconds is not None for run in comparison.runs] == [True] * 5
 
 
 def test_default_labels_of_real_runs(evaluated):
@@ -95,6 +98,7 @@ def test_default_labels_of_real_runs(evaluated):
         "pocket/model, standard",
         "pocket/model, temperature=0.5",
         "pocket/model, power, alpha=4",
+        "pocket/model, smc, alpha=4",
         "pocket/model, greedy",
     ]
 

@@ -92,6 +92,14 @@ def test_costs():
     assert summarise(run_of((cheap, cheap))).acceptance_rate is None
 
 
+def test_what_a_method_tells_of_its_target():
+    """Means over problems of means over completions; not known if a completion does not tell."""
+    told = [right(log_z=z, kl_from_proposal=kl) for z, kl in ((-3.0, 1.0), (-1.0, 0.5), (-4.0, 0.25))]
+    s = summarise(run_of(tuple(told[:2]), (told[2], told[2])))
+    assert (s.log_z.value, s.kl_from_proposal.value) == (-3.0, 0.5)
+    assert summarise(run_of(tuple(told[:2]), (told[2], right()))).log_z is None
+
+
 def test_curves_begin_and_end_where_they_must():
     """At k = 1 both are the accuracy, at k = N pass is whether any is right; none falls below 0 or exceeds 1."""
     run = make_run(problems=30, n=6, skill=0.5)

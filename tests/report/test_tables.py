@@ -81,6 +81,20 @@ def test_one_completion_a_problem_has_no_table_of_votes():
     assert [t.key for t in make_tables(Comparison("task", None, (make_run(n=1),)))] == ["results", "costs"]
 
 
+def test_what_methods_tell_of_their_target_is_a_table_where_one_does():
+    plain, silent = make_run("plain", n=1), make_run("telling", n=1)
+    told = {"log_z": -3.25, "kl_from_proposal": 0.5}
+    problems = tuple(
+        dataclasses.replace(p, answers=tuple(dataclasses.replace(a, **told) for a in p.answers))
+        for p in silent.problems
+    )
+    telling = dataclasses.replace(silent, problems=problems)
+    (targets,) = [t for t in make_tables(Comparison("task", None, (plain, telling))) if t.key == "targets"]
+    first, second = read_csv(to_csv(targets))
+    assert (first["log_z"], first["kl_from_proposal"]) == ("", "")
+    assert (float(second["log_z"]), float(second["kl_from_proposal"])) == (-3.25, 0.5)
+
+
 def test_the_run_is_named_where_model_and_sampling_do_not_tell():
     assert make_tables(make_comparison())[0].header[0] == "Model"
     assert make_tables(Comparison("task", None, (make_run("mine"),)))[0].header[0] == "Run"
