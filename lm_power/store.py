@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -44,16 +44,19 @@ class Provenance:
         config: how completions are drawn.
         stop: stop strings.
         eos_ids: tokens that end a completion.
+        engine: what else decides, of the options of what decodes; empty for our own engine.
     """
 
     model: str
     config: SamplerConfig
     stop: tuple[str, ...]
     eos_ids: tuple[int, ...]
+    engine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
         """The deciding options, as the `config` field of a line records them."""
-        return {**self.config.deciding(), "stop": sorted(set(self.stop)), "eos_ids": sorted(set(self.eos_ids))}
+        ends = {"stop": sorted(set(self.stop)), "eos_ids": sorted(set(self.eos_ids))}
+        return {**self.config.deciding(), **ends, **self.engine}
 
     def key(self, prompt_ids: Sequence[int], repeat: int) -> str:
         """32 hex digits that name one completion: equal keys, equal completions."""

@@ -128,6 +128,7 @@ class BlockwiseMetropolis(OneLane):
             early_rejection=config.early_rejection,
             final_steps=config.final_steps,
             cuts=_cuts(config),
+            explore=config.explore or 0.0,
         )
 
     @property
