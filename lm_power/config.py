@@ -70,6 +70,9 @@ class SamplerConfig:
     rollouts: int = _option(8, "rollouts of sps per candidate; >= 1")
     rollout_length: int | None = _option(None, "longest rollout of sps, tokens; default block_size; >= 1")
     jackknife: bool = _option(True, "correct sps for the bias of its ratio of estimates, to first order")
+    explore: float | None = _option(
+        None, "share of the steps that propose from p itself, where q reaches a part of the tokens (power-api: 0.03)"
+    )
     max_new_tokens: int = _option(3072, "longest completion, in tokens (max_gen_toks in lm-eval); >= 1")
     seed: int = _option(0, "seed of all random streams; >= 0")
     coupled_resume: bool = _option(True, "keep each token of the old end with its proposal probability; same law")
@@ -94,6 +97,7 @@ class SamplerConfig:
         self._check_exponents()
         self._check_cut_share()
         self._set("rungs", self._checked_rungs())
+        self._check_explore()
         self._refuse_options_of_other_methods()
 
     def _set(self, name: str, value: Any) -> None:
@@ -142,6 +146,17 @@ class SamplerConfig:
                 f"{self.cut} cuts alone do not sample p^alpha, and without any use cut=uniform"
             )
         self._set("cut_share", share)
+
+    def _check_explore(self) -> None:
+        if self.explore is None:
+            return
+        self._set("explore", _within("explore", self.explore, 0, 1))
+        steps = ("power", "power_inf", "tempering")
+        if self.explore > 0 and self.method not in steps and "explore" in METHODS[self.method].options:
+            raise OptionError(
+                f"explore={self.explore:g}: method={self.method} has no steps that could explore; use method="
+                f"{', '.join(steps)}, or explore=0"
+            )
 
     def _checked_rungs(self) -> int | tuple[float, ...]:
         rungs: Any = self.rungs
@@ -208,6 +223,8 @@ class SamplerConfig:
             return self.cut != "uniform"
         if name == "cut_power":
             return self.cut == "entropy"
+        if name == "explore":
+            return bool(self.explore)
         return name != "final_steps" or self.final_steps > 0
 
     def deciding(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -9,14 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from lm_power.chains import Algorithm, Path, make_algorithm
 from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
-from lm_power.decoding import FinishedBy
-from lm_power.engine import BatchShape, Counters, Engine, StopStrings
+from lm_power.decoding import Decoder, FinishedBy
+from lm_power.engine import BatchShape, Counters, Engine, HFBackend, StopStrings
 from lm_power.engine.attention import prefer_spans
 from lm_power.engine.fallback import tried_backend
 from lm_power.engine.halving import halving
 from lm_power.engine.memory import rows_that_fit
 from lm_power.jobs import ActiveJob, Job
 from lm_power.progress import Progress, progress_bar
+from lm_power.remote.decoder import Traffic
+from lm_power.remote.server import Server
 from lm_power.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ class PowerSampler:
     """Draws completions of a causal LM from p(x)^alpha, and from its relatives.
 
     Args:
-        model: transformers causal LM (or a PEFT model around one).
+        model: transformers causal LM (or a PEFT model around one), or a `Server` (see `from_server`).
         tokenizer: its tokenizer; None if prompts are token ids and texts are not wanted.
         max_rows: completions decoded side by side, or "auto" for as many as fit.
         eos_token_ids: tokens that end a completion; default: those of the model's generation config (or
@@ -49,7 +52,7 @@ class PowerSampler:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | Server,
         tokenizer: PreTrainedTokenizerBase | None,
         max_rows: int | Literal["auto"] = 64,
         eos_token_ids: Sequence[int] | None = None,
@@ -61,12 +64,17 @@ class PowerSampler:
         self.batch_shape = batch_shape
         if max_rows != "auto" and (isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1):
             raise OptionError(f"max_rows={max_rows!r}: must be a whole number >= 1, or 'auto'")
-        model.eval()
         self.tokenizer, self.max_rows = tokenizer, max_rows
+        self._fitted: int | None = None  # rows · positions that were left when memory last ran out
+        self.backend: HFBackend | Server
+        self.counters: Counters
+        if isinstance(model, Server):
+            self.backend, self.counters, self.eos_ids = model, Traffic(), model.eos_ids
+            return
+        model.eval()
         found = find_eos_ids(model, tokenizer) if eos_token_ids is None else eos_token_ids
         self.backend = tried_backend(model, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
         self.counters = Counters()
-        self._fitted: int | None = None  # rows · positions that were left when memory last ran out
         self.eos_ids = tuple(sorted(set(found)))
         outside = [token for token in self.eos_ids if not 0 <= token < self.backend.vocabulary]
         if not self.eos_ids or outside:
@@ -127,6 +135,59 @@ class PowerSampler:
             torch_compile=torch_compile,
             batch_shape=batch_shape,
         )
+
+    @classmethod
+    def from_server(
+        cls,
+        base_url: str | Sequence[str],
+        model: str | None = None,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        *,
+        max_rows: int = 64,
+        top_logprobs: int = 20,
+        **options: Any,
+    ) -> PowerSampler:
+        """A sampler for a model that an OpenAI-compatible server of completions serves, such as `vllm serve MODEL`.
+
+        Args:
+            base_url: as http://HOST:PORT/v1/completions; for several servers of one model a list of them.
+            model: name that the model is served by; default: the only one that is.
+            tokenizer: hub id, folder or tokenizer of the same model; default: where the server says that the model
+                comes from.
+            max_rows: queries under way at a time, at most.
+            top_logprobs: tokens that the server lists; proposals are confined to them.
+            options: those of `lm_power.remote.Server.connect`. The key is read from the environment variable
+                OPENAI_API_KEY.
+
+        Raises:
+            OptionError: a wrong option, or a server that cannot be used; the message says how to start it.
+        """
+        if isinstance(max_rows, str):
+            raise OptionError(f"max_rows={max_rows!r}: a server's memory is not known here; set a number, such as 64")
+        server = Server.connect(base_url, model, tokenizer, top_logprobs=top_logprobs, **options)
+        return cls(server, server.tokenizer, max_rows=max_rows)
+
+    def resolved(self, config: SamplerConfig) -> SamplerConfig:
+        """The options as they decide here: what depends on the engine is filled in.
+
+        Raises:
+            OptionError: the engine cannot honour them.
+        """
+        if isinstance(self.backend, Server):
+            return self.backend.resolved(config)
+        if config.explore is not None:
+            raise OptionError(
+                f"explore={config.explore:g}: is for models on a server, whose proposals reach a part of the tokens; "
+                "here they reach all: leave it out"
+            )
+        return config
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        """What of the engine's options decides a completion, for keys."""
+        if isinstance(self.backend, Server):
+            return self.backend.deciding
+        return {} if self.backend.cache_dtype is None else {"cache_dtype": self.backend.cache_dtype}
 
     def generate(
         self,
@@ -201,7 +262,9 @@ class PowerSampler:
         Raises:
             OptionError: as `generate`.
         """
-        stops = StopStrings(self.tokenizer, [stop] if isinstance(stop, str) else list(stop), self.backend.vocabulary)
+        config = self.resolved(config)
+        vocabulary = self.backend.vocabulary or 0
+        stops = StopStrings(self.tokenizer, [stop] if isinstance(stop, str) else list(stop), vocabulary)
         for job in jobs:
             self.check_prompt(job.prompt_ids, config.max_new_tokens)
         return self._run(jobs, config, algorithm or make_algorithm(config), stops, rows, progress)
@@ -212,7 +275,7 @@ class PowerSampler:
         if not prompt_ids:
             raise OptionError("empty prompt: must have at least one token; begin with the BOS token")
         size = self.backend.vocabulary
-        if not (min(prompt_ids) >= 0 and max(prompt_ids) < size):
+        if size is not None and not (min(prompt_ids) >= 0 and max(prompt_ids) < size):
             wrong = next(token for token in prompt_ids if not 0 <= token < size)
             raise OptionError(f"{shown}: id {wrong} lies outside the vocabulary of {size}; is it this model's?")
         limit = self.backend.max_positions
@@ -232,6 +295,7 @@ class PowerSampler:
         """
         algorithm = algorithm or make_algorithm(config)
         if self.max_rows == "auto":
+            assert not isinstance(self.backend, Server)
             rewound = config.max_new_tokens if algorithm.rewinds else 0
             most = rows_that_fit(self.backend, positions, rewound)
         else:
@@ -262,18 +326,8 @@ class PowerSampler:
             def attempt(rows_left: int) -> Iterator[ActiveJob]:
                 if rows_left < rows:
                     self._fitted = rows_left * positions
-                engine = Engine(
-                    self.backend,
-                    rows_left,
-                    longest,
-                    config.max_new_tokens,
-                    self.eos_ids,
-                    stops,
-                    counters=self.counters,
-                    measures=algorithm.measures,
-                    batch_shape=self.batch_shape,
-                )
-                return scheduler.finished(engine)
+                with self._decoder(config, algorithm, rows_left, longest, stops) as decoder:
+                    yield from scheduler.finished(decoder)
 
             for job in halving(attempt, rows):
                 result = algorithm.result(job.state)
@@ -282,6 +336,26 @@ class PowerSampler:
                 companions = [self._completion(path, stops) for path in result.companions]
                 completion = self._completion(result.path, stops, stats, job.all_steps(), companions)
                 yield job.index, completion
+
+    def _decoder(
+        self, config: SamplerConfig, algorithm: Algorithm[Any], rows: int, longest: int, stops: StopStrings
+    ) -> contextlib.AbstractContextManager[Decoder]:
+        """What decodes, on so many rows, for prompts of at most `longest` tokens."""
+        if isinstance(self.backend, Server):
+            assert isinstance(self.counters, Traffic)
+            return self.backend.decoder(config, rows, stops, self.counters, algorithm.measures)
+        engine = Engine(
+            self.backend,
+            rows,
+            longest,
+            config.max_new_tokens,
+            self.eos_ids,
+            stops,
+            counters=self.counters,
+            measures=algorithm.measures,
+            batch_shape=self.batch_shape,
+        )
+        return contextlib.nullcontext(engine)
 
     def _completion(
         self,

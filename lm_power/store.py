@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -59,20 +59,20 @@ class Provenance:
         config: how completions are drawn.
         stop: stop strings.
         eos_ids: tokens that end a completion.
-        cache_dtype: of keys and values (`HFBackend.cache_dtype`); None where it is that of the weights.
+        engine: what else decides, of the options of what decodes; for our own engine `cache_dtype`, the dtype of keys and
+            values (`HFBackend.cache_dtype`), where it is not that of the weights.
     """
 
     model: str
     config: SamplerConfig
     stop: tuple[str, ...]
     eos_ids: tuple[int, ...]
-    cache_dtype: str | None = None
+    engine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
         """The deciding options, as the `config` field of a line records them; what does nothing is left out."""
-        cache = {} if self.cache_dtype is None else {"cache_dtype": self.cache_dtype}
         ends = {"stop": sorted(set(self.stop)), "eos_ids": sorted(set(self.eos_ids))}
-        return {**self.config.deciding(), **ends, **cache}
+        return {**self.config.deciding(), **ends, **self.engine}
 
     def key(self, prompt_ids: Sequence[int], repeat: int) -> str:
         """32 hex digits that name one completion: equal keys, equal completions."""

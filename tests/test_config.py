@@ -23,7 +23,7 @@ WRONG = [
         for name in ("seed", "mcmc_steps", "final_steps", "alpha_ramp")
         for value in [-1, 0.5, "0", None, True]
     ),
-    *(("ess_threshold", value, "must be in [0, 1]") for value in [-0.1, 1.5]),
+    *((name, value, "must be in [0, 1]") for name in ("ess_threshold", "explore") for value in [-0.1, 1.5]),
     ("cut", "surprisal", "available: uniform, entropy, last_block"),
     *(("alpha", value, "must be a finite number") for value in [*NOT_NUMBERS, None]),
     *(("alpha", value, "must be >= 1") for value in [0.5, 0, -4, 1 - 1e-9]),
@@ -150,6 +150,7 @@ CHANGES = {
     "rollouts": (2, 4),
     "rollout_length": (8, 16),
     "jackknife": (True, False),
+    "explore": (0, 0.1),
     "max_new_tokens": (32, 64),
     "seed": (0, 1),
     "coupled_resume": (True, False),
@@ -158,7 +159,7 @@ CHANGES = {
 }
 NEEDED = {"cut_share": {"cut": "entropy"}, "cut_power": {"cut": "entropy"}}
 COST_ONLY = {"early_rejection", "prefetch"}
-STEPS = {"mcmc_steps", "coupled_resume", "early_rejection"}
+STEPS = {"mcmc_steps", "coupled_resume", "early_rejection", "explore"}
 OWN = {
     "power": {"alpha", "proposal_temperature", "block_size", "final_steps", "cut", "cut_share", "cut_power", *STEPS},
     "power_inf": {"proposal_temperature", "block_size", "final_steps", *STEPS},
@@ -186,13 +187,16 @@ def test_deciding_options_and_no_others_are_in_the_key(method: str, name: str) -
         if name == "alpha" and method in ("power_inf", "temperature"):  # sets the default of another option alone
             assert base.replace(alpha=2).deciding() == base.deciding()
             return
-        with pytest.raises(OptionError, match=rf"(is an option of method=.*method={method} has none|belongs to cut)"):
+        with pytest.raises(
+            OptionError,
+            match=rf"(is an option of method=.*method={method} has no|belongs to cut|{method} has no steps)",
+        ):
             base.replace(**{name: CHANGES[name][1]}, **NEEDED.get(name, {}))
         return
     one, other = (base.replace(**{name: value}, **NEEDED.get(name, {})).deciding() for value in CHANGES[name])
     assert (one != other) is (name not in COST_ONLY)
     assert one["method"] == method
-    idle = {"final_steps", "cut", "cut_share", "cut_power"}  # left out where they do nothing
+    idle = {"final_steps", "cut", "cut_share", "cut_power", "explore"}  # left out where they do nothing
     assert set(one) - idle == (OWN[method] - COST_ONLY - idle) | {"method", "max_new_tokens", "seed"}
     assert set(other) >= {name} - COST_ONLY
 

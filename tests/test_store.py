@@ -117,7 +117,7 @@ def test_the_key_covers_what_decides(tmp_path):
         dataclasses.replace(SOURCE, stop=("\n\n",)),
         dataclasses.replace(SOURCE, stop=()),
         dataclasses.replace(SOURCE, eos_ids=(0,)),
-        dataclasses.replace(SOURCE, cache_dtype="bfloat16"),
+        dataclasses.replace(SOURCE, engine={"cache_dtype": "bfloat16"}),
         dataclasses.replace(SOURCE, model="some/model@0123456789abcdee"),
     ]
     keys = [source.key([1, 2], 0) for source in (SOURCE, *others)]

@@ -197,8 +197,9 @@ def proposals(toy: Toy, chain: BlockwiseMetropolis, x: Tokens, cut: int) -> Iter
     if move.hopeless:
         yield move, x, 1.0
         return
-    kept = np.exp((state.log_p if explore else state.log_q)[cut:])
-    for refused in range(len(kept)) if chain.coupled_resume else [None]:
+    coupled = chain.coupled_resume and not explore
+    kept = np.exp(state.log_q[cut:])
+    for refused in range(len(kept)) if coupled else [None]:
         coins = None if refused is None else np.arange(len(kept)) == refused  # 1 is never below q, 0 always
         move = chain.next_move(state, Scripted(cut, coins))
         of_move = 1.0 if refused is None else float(kept[:refused].prod() * (1 - kept[refused]))
@@ -209,7 +210,7 @@ def proposals(toy: Toy, chain: BlockwiseMetropolis, x: Tokens, cut: int) -> Iter
             segment = toy.segment(y, request.keep, chain.beta, request.horizon)
             log_q = segment.log_p if explore else segment.log_q
             yield move, y, of_move * law[y[request.keep]] * math.exp(math.fsum(log_q[1:]))
-    if chain.coupled_resume:
+    if coupled:
         yield chain.next_move(state, Scripted(cut, np.zeros(len(kept)))), x, float(kept.prod())
 
 

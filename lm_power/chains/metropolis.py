@@ -85,7 +85,8 @@ class BlockwiseMetropolis(OneLane):
     **Exploring steps**, a share of all, propose from p itself: q = p, `w_t = (alpha − 1)·log p`. They are for
     decoders whose q cannot produce every token. Such a q alone would sample p^alpha confined to what q reaches; each
     kernel leaves p^alpha invariant, and with both the chain reaches everything. A step from q whose current suffix has
-    a token that q cannot produce is rejected at once: the way back does not exist.
+    a token that q cannot produce is rejected at once: the way back does not exist. Exploring steps are not coupled:
+    who knows the likeliest tokens alone cannot draw from p without one of them, but by trying again and again.
 
     Attributes:
         alpha: exponent of the target.
@@ -127,6 +128,7 @@ class BlockwiseMetropolis(OneLane):
             early_rejection=config.early_rejection,
             final_steps=config.final_steps,
             cuts=_cuts(config),
+            explore=config.explore or 0.0,
         )
 
     @property
@@ -169,11 +171,11 @@ class BlockwiseMetropolis(OneLane):
         # 1 − random() lies in (0, 1], where the logarithm is finite.
         log_uniform = math.log1p(-generator.random())
         explore = self.explore > 0 and bool(generator.random() < self.explore)
-        log_q = state.log_p if explore else state.log_q
-        if np.isneginf(log_q[cut:]).any():
+        log_q = state.log_q
+        if not explore and np.isneginf(log_q[cut:]).any():
             return Proposal(None, lane, cut=cut, log_uniform=log_uniform, hopeless=True)
         keep, excluded = cut, None
-        if self.coupled_resume:
+        if self.coupled_resume and not explore:
             refused = generator.random(len(state) - cut) >= np.exp(log_q[cut:])
             first = int(refused.argmax())
             if not refused[first]:
@@ -182,8 +184,8 @@ class BlockwiseMetropolis(OneLane):
             excluded = int(state.tokens[keep])
         bound = self.bound(state, keep, cut, log_uniform, explore) if self.early_rejection else None
         uniforms = generator.random(horizon - keep)
-        beta = 1.0 if explore else self.beta
-        request = Request(keep, horizon, beta, uniforms, excluded, bound, explore)
+        # Also where p draws, log q is that of the chain's q: the next steps from q weigh the new tokens by it.
+        request = Request(keep, horizon, self.beta, uniforms, excluded, bound, explore)
         return Proposal(request, lane, cut=cut, log_uniform=log_uniform)
 
     def settle(self, state: State, move: Move, segment: Segment | None) -> tuple[State, Info]:

@@ -47,7 +47,7 @@ class Method:
         return tuple(name for name in self.options if name not in (*COST_ONLY, *self.only_default))
 
 
-_STEPS = ("mcmc_steps", "coupled_resume", "early_rejection")
+_STEPS = ("mcmc_steps", "coupled_resume", "early_rejection", "explore")
 _BLOCKS = ("block_size", "final_steps", *_STEPS)
 
 METHODS: dict[str, Method] = {
@@ -72,7 +72,16 @@ METHODS: dict[str, Method] = {
             "smc",
             "particles drawn side by side, weighed and resampled",
             "p^alpha as particles grow, or as sweeps grow at any number of particles",
-            ("alpha", "proposal_temperature", "particles", "ess_threshold", "resample_every", "alpha_ramp", "sweeps"),
+            (
+                "alpha",
+                "proposal_temperature",
+                "particles",
+                "ess_threshold",
+                "resample_every",
+                "alpha_ramp",
+                "sweeps",
+                "explore",
+            ),
             SMC.from_config,
         ),
         Method(
@@ -86,14 +95,23 @@ METHODS: dict[str, Method] = {
             "rejection",
             "independent tries, kept in proportion to their weight",
             "p^alpha, every completion",
-            ("alpha", "proposal_temperature", "max_tries", "early_rejection"),
+            ("alpha", "proposal_temperature", "max_tries", "early_rejection", "explore"),
             Rejection.from_config,
         ),
         Method(
             "sps",
             "candidate blocks weighed by rollouts (Scalable Power Sampling)",
             "approximate: favours unfinished completions, biased at any practical budget",
-            ("alpha", "proposal_temperature", "candidates", "rollouts", "block_size", "rollout_length", "jackknife"),
+            (
+                "alpha",
+                "proposal_temperature",
+                "candidates",
+                "rollouts",
+                "block_size",
+                "rollout_length",
+                "jackknife",
+                "explore",
+            ),
             ScalablePowerSampling.from_config,
         ),
         Method(

@@ -91,6 +91,7 @@ class Tempering:
             config.max_new_tokens,
             config.coupled_resume,
             config.early_rejection,
+            explore=config.explore or 0.0,
         )
 
     @property

@@ -307,6 +307,7 @@ def _model(setting: Setting) -> Finding:
         setting.model, device=str(setting.device), dtype=setting.dtype, max_rows="auto"
     )
     backend = sampler.backend
+    assert isinstance(backend, HFBackend)
     prompt = sampler.encode(_PROMPT)
     longest = setting.max_new_tokens
     if backend.max_positions is not None:

@@ -223,7 +223,7 @@ class PowerHF(HFLM):
     ) -> Iterator[tuple[_Wanted, Completion]]:
         """Stored completions first, then the others as they finish; equal requests are drawn once."""
         sampler = self.sampler
-        source = Provenance(self.model_name, plan.config, plan.stop, sampler.eos_ids, sampler.backend.cache_dtype)
+        source = Provenance(self.model_name, plan.config, plan.stop, sampler.eos_ids, sampler.engine_options)
         askers: dict[Job, list[_Wanted]] = defaultdict(list)
         for request in wanted:
             askers[Job(request.prompt_ids, request.repeat)].append(request)

@@ -145,6 +145,19 @@ def test_a_share_of_the_steps_explores() -> None:
     assert agreement(counts[False], target) < 1e-12
 
 
+def test_what_an_exploring_step_has_drawn_is_weighed_by_the_chains_own_proposals() -> None:
+    """Guards a state that carries log q of another temperature after an exploring step was accepted. Exact."""
+    case, explored = confined(), 0
+    toy = dataclasses.replace(case.toy, reach=2, _tables={})
+    chain = dataclasses.replace(case.chain(steps=10), explore=0.5)
+    for repeat in range(30):
+        for _, move, info, after in trace(toy, chain, Stream.for_request(1, (2,), repeat)):
+            expected = toy.state(tuple(after.tokens.tolist()), chain.beta, case.horizon)
+            np.testing.assert_allclose(after.log_q, expected.log_q, atol=1e-12)
+            explored += info.kept and move.request is not None and move.request.explore
+    assert explored > 10
+
+
 @pytest.mark.parametrize("coupled", [True, False])
 def test_another_models_proposals(coupled: bool) -> None:
     """Guards a student as proposal: weights may be positive, and clipping them is another law. Exact."""

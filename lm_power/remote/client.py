@@ -1,0 +1,403 @@
+"""Queries to OpenAI-compatible servers of completions: one event loop in a thread, one connection a query."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import os
+import queue
+import re
+import ssl
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+
+from lm_power.config import OptionError
+from lm_power.remote.decoder import Answer, Query, ServerError
+from lm_power.remote.topk import TopLists
+
+if TYPE_CHECKING:
+    import aiohttp
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+API_KEY = "OPENAI_API_KEY"  # the environment variable that lm-eval reads, too
+NEUTRAL = {
+    "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}  # fmt: skip
+"""Said aloud: what is left out, servers take from the checkpoint's generation config."""
+RETRIED = (408, 425, 429, 500, 502, 503, 504, 529)
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds between two tries
+_CONNECT = 30.0  # seconds that making a connection may take
+_KEY = re.compile(r"token_id:(-?\d+)")
+
+
+class Refused(ServerError):
+    """A server has answered that it will not do what was asked for: trying again is of no use.
+
+    Attributes:
+        status: of HTTP.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class NoLists(ServerError):
+    """An answer lacks what a `TopLists` is made of; the message says what."""
+
+
+class Transient(Exception):
+    """Something that another try may get past.
+
+    Attributes:
+        pause: seconds to wait first, as the server asks; None where it does not.
+    """
+
+    def __init__(self, message: str, pause: float | None = None) -> None:
+        super().__init__(message)
+        self.pause = pause
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What a server tells of a model.
+
+    Attributes:
+        model: the name it is served by.
+        root: the checkpoint or adapter behind it; None where the server does not tell.
+        window: positions for prompt and completion, tokens; None where the server does not tell.
+    """
+
+    model: str
+    root: str | None = None
+    window: int | None = None
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Card:
+        """From an entry of /v1/models."""
+        meta = entry.get("meta") or {}
+        window = entry.get("max_model_len") or meta.get("n_ctx")
+        root = entry.get("root")
+        return cls(str(entry["id"]), root if isinstance(root, str) else None, int(window) if window else None)
+
+    def __str__(self) -> str:
+        """As messages and stores name it."""
+        return f"{self.model} ({'weights not known' if self.root is None else f'root {self.root}'})"
+
+
+@dataclasses.dataclass
+class Place:
+    """A server, and what is known of it.
+
+    Attributes:
+        base: its URL up to and with /v1.
+        shown: the same without user and password.
+        card: of the model; None until it was looked at.
+        doubtful: it failed, and may have been started again with another model.
+    """
+
+    base: str
+    shown: str
+    card: Card | None = None
+    doubtful: bool = False
+
+
+def places(base_url: str | Sequence[str]) -> list[Place]:
+    """The servers that a base_url names: one, or several with + between them or in a list.
+
+    Raises:
+        OptionError: not a URL.
+
+    >>> [place.base for place in places("http://a:8000/v1/completions+http://b:8000")]
+    ['http://a:8000/v1', 'http://b:8000/v1']
+    """
+    urls = re.split(r"[+;\s]+(?=https?://)", base_url.strip()) if isinstance(base_url, str) else list(base_url)
+    found = []
+    for url in urls:
+        parts = urlsplit(str(url).strip())
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise OptionError(
+                f"base_url={url!r}: must be the URL of a server of completions, such as "
+                "base_url=http://localhost:8000/v1/completions; several with + between them"
+            )
+        path = re.sub(r"/(chat/)?completions$", "", parts.path.rstrip("/"))
+        path = path if re.search(r"/v\d+$", path) else f"{path}/v1"
+        host = parts.netloc.rpartition("@")[2]
+        base, shown = (urlunsplit((parts.scheme, netloc, path, "", "")) for netloc in (parts.netloc, host))
+        found.append(Place(base, shown))
+    return found
+
+
+class HTTPClient:
+    """A `Client` over HTTP. Each row keeps to one server, and there to one replica, whose prefix cache knows it.
+
+    A try that fails for want of a connection, by a time-out, with half an answer, or with a status in `RETRIED` is made
+    again after a pause that doubles, until `patience` is at its end. It keeps its seed: nobody has seen what it drew,
+    so it is still the same draw. A fresh seed would make a law of its own, since long answers fail more often; and
+    completions would depend on what failed. A server that has failed is asked for its model before it is used again.
+
+    Args:
+        base_url: see `places`.
+        model: name of the model that is served.
+        top: K, tokens on a list.
+        eos_ids: tokens at which servers are to stop.
+        ranks: replicas that each server has (vLLM's `-dp N`), chosen by a header of vLLM's.
+        timeout: seconds that an answer may take.
+        patience: seconds that a query is tried for, from its first failure.
+        headers: sent with every request, beside the key's.
+        verify: a certificate authority's file, or whether to verify certificates at all.
+
+    Raises:
+        OptionError: base_url is no URL.
+    """
+
+    def __init__(
+        self,
+        base_url: str | Sequence[str],
+        model: str = "",
+        top: int = 20,
+        eos_ids: Sequence[int] = (),
+        *,
+        ranks: int = 1,
+        timeout: float = 1800.0,
+        patience: float = 300.0,
+        headers: Mapping[str, str] | None = None,
+        verify: bool | str = True,
+    ) -> None:
+        self.places, self.model, self.top, self.eos_ids = places(base_url), model, top, list(eos_ids)
+        self._ranks, self._timeout, self._patience, self._verify = ranks, timeout, patience, verify
+        self._api_key = os.environ.get(API_KEY, "")
+        self._headers = {**({"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}), **(headers or {})}
+        self._done: queue.SimpleQueue[tuple[int, Answer | Exception]] = queue.SimpleQueue()
+        self._tasks: dict[int, Future[None]] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="lm-power queries", daemon=True)
+        self._thread.start()
+
+    def add(self, number: int, query: Query) -> None:
+        """Send a query, and try again as long as there is hope."""
+        self._tasks[number] = asyncio.run_coroutine_threadsafe(self._carry(number, query), self._loop)
+
+    def poll(self) -> list[tuple[int, Answer]]:
+        """Wait for an answer, and take what else has come.
+
+        Raises:
+            ServerError: a server stays away, refuses a query, or serves another model now.
+        """
+        answers: list[tuple[int, Answer]] = []
+        while not answers or not self._done.empty():
+            number, answer = self._done.get()
+            if self._tasks.pop(number, None) is None:
+                continue  # given up in the meantime
+            if isinstance(answer, Exception):
+                raise answer
+            answers.append((number, answer))
+        return answers
+
+    def abort(self, numbers: Sequence[int]) -> None:
+        """Close the queries' connections, which tells a server to stop."""
+        for number in numbers:
+            task = self._tasks.pop(number, None)
+            if task is not None:
+                task.cancel()
+
+    def close(self) -> None:
+        """Give up what is under way, close all connections, and end the thread."""
+        if self._loop.is_closed():
+            return
+        self.abort(list(self._tasks))
+        self.call(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine, run in the loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def clean(self, text: str) -> str:
+        """A server's text in one line of bounded length, without the key."""
+        text = " ".join(text.split())
+        return (text.replace(self._api_key, "***") if self._api_key else text)[:500]
+
+    def body(self, tokens: Sequence[int] | str, max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
+        """What is posted to draw some tokens."""
+        return {
+            "model": self.model,
+            "prompt": tokens if isinstance(tokens, str) else list(tokens),
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "logprobs": self.top,
+            **NEUTRAL,
+            # EOS ends a completion by its id alone: with ignore_eos the server keeps its token in the answer.
+            "stop_token_ids": self.eos_ids,
+            "ignore_eos": True,
+            "add_special_tokens": False,
+            "skip_special_tokens": False,
+            "return_tokens_as_token_ids": True,  # texts of different tokens may be the same
+        }
+
+    async def get(self, place: Place, path: str) -> Any:
+        """The JSON at a path below the base. Raises `Transient` and `Refused`."""
+        return await self._request(place, "GET", path, None, {})
+
+    async def post(self, place: Place, path: str, body: Mapping[str, Any], rank: int | None = None) -> Any:
+        """The JSON that answers a body. Raises `Transient` and `Refused`."""
+        headers = {} if rank is None else {"X-data-parallel-rank": str(rank)}
+        return await self._request(place, "POST", path, body, headers)
+
+    async def card(self, place: Place) -> Card | None:
+        """What the server tells of the model now; None where it does not serve it."""
+        listed = await self.get(place, "/models")
+        return next((Card.of(entry) for entry in entries(listed) if entry["id"] == self.model), None)
+
+    async def _carry(self, number: int, query: Query) -> None:
+        try:
+            answer: Answer | Exception = await self._answer(query)
+        except Exception as error:  # for whoever waits in `poll`
+            answer = error
+        self._done.put((number, answer))
+
+    async def _answer(self, query: Query) -> Answer:
+        """Try until there is an answer, or no hope."""
+        place = self.places[query.row % len(self.places)]
+        rank = None if self._ranks == 1 else query.row // len(self.places) % self._ranks
+        body = self.body(query.tokens, query.max_tokens, query.temperature, query.seed)
+        clock, failed_at, pause = self._loop.time, None, _FIRST_PAUSE
+        while True:
+            try:
+                if place.doubtful:
+                    await self._look_again(place)
+                return answer_of(await self.post(place, "/completions", body, rank), self.top, self.model)
+            except Transient as error:
+                failed_at = clock() if failed_at is None else failed_at
+                wait = max(pause, error.pause or 0.0)
+                if clock() - failed_at + wait > self._patience:
+                    raise ServerError(
+                        f"{place.shown}: no answer in {self._patience:g} s of trying ({error}); what is stored "
+                        "stays: see to the server, and start the same command again"
+                    ) from error
+                if not place.doubtful:
+                    logger.warning("%s: %s; trying again for up to %g s", place.shown, error, self._patience)
+                place.doubtful = True
+                await asyncio.sleep(wait)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _look_again(self, place: Place) -> None:
+        """Make sure that a server that has failed still serves the model that it did."""
+        card = await self.card(place)
+        if place.card is not None and card != place.card:
+            raise ServerError(
+                f"{place.shown}: serves {card or 'the model no longer'}, and served {place.card} when this run began; "
+                "start the server with the model that the run began with, and the same command again"
+            )
+        place.doubtful = False
+
+    async def _request(
+        self, place: Place, method: str, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str]
+    ) -> Any:
+        import aiohttp
+
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=self._timeout, sock_connect=_CONNECT)
+            context: Any = self._verify
+            if isinstance(context, str):
+                context = ssl.create_default_context(cafile=context)
+            connector = aiohttp.TCPConnector(limit=0, ssl=context)  # the rows are the limit
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers)
+        try:
+            async with self._session.request(method, place.base + path, json=body, headers=headers) as response:
+                status, raw = response.status, await response.read()
+                after = response.headers.get("Retry-After", "")
+        except asyncio.TimeoutError as error:
+            raise Transient(f"no answer within timeout={self._timeout:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise Transient(self.clean(f"{type(error).__name__}: {error}")) from error
+        text = raw.decode(errors="replace")
+        if status in RETRIED:
+            pause = float(after) if after.isdigit() else None
+            raise Transient(f"status {status}: {self.clean(text)}", pause)
+        if status != 200:
+            raise Refused(f"{place.shown}{path}: status {status}: {self.clean(message_in(text))}", status)
+        try:
+            return json.loads(raw)
+        except ValueError as error:
+            raise Transient(f"an answer that is not JSON: {self.clean(text)[:80]!r}") from error
+
+    async def _close(self) -> None:
+        pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+
+def entries(listed: Any) -> list[Mapping[str, Any]]:
+    """The models in what /v1/models has answered; none where it is something else."""
+    data = listed.get("data") if isinstance(listed, dict) else None
+    return [entry for entry in data if isinstance(entry, dict) and "id" in entry] if isinstance(data, list) else []
+
+
+def message_in(text: str) -> str:
+    """The message of an error's JSON, or the text itself."""
+    try:
+        error = json.loads(text)
+    except ValueError:
+        return text
+    for name in ("error", "message", "detail"):
+        error = error.get(name, error) if isinstance(error, dict) else error
+    return error if isinstance(error, str) else text
+
+
+def answer_of(response: Any, top: int, model: str) -> Answer:
+    """The tokens, log-probs and lists of a completions response.
+
+    A token that was drawn although it is not among the K likeliest comes as one entry more: it is left out, so that a
+    list does not depend on what was drawn, ties or not.
+
+    Raises:
+        Transient: the server has given the completion up.
+        NoLists: token ids or lists are missing.
+        ServerError: it comes from another model.
+    """
+    try:
+        (choice,) = response["choices"]
+        reason = choice.get("finish_reason")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Transient(f"an answer that is no completion: {json.dumps(response)[:80]}") from error
+    if reason in ("abort", "error"):
+        raise Transient(f"the server gave a completion up (finish_reason {reason!r})")
+    if response.get("model", model) != model:
+        raise ServerError(f"model={model} was asked for, and model={response['model']} has answered")
+    logprobs = choice.get("logprobs")
+    if not isinstance(logprobs, dict) or logprobs.get("top_logprobs") is None:
+        raise NoLists("no log-probs of the likeliest tokens (`logprobs.top_logprobs`)")
+    tokens = [_token_id(text) for text in logprobs.get("tokens") or ()]
+    listed = [{_token_id(text): float(log_p) for text, log_p in one.items()} for one in logprobs["top_logprobs"]]
+    own = logprobs.get("token_logprobs") or ()
+    if not len(tokens) == len(listed) == len(own):
+        raise NoLists(f"{len(tokens)} tokens with {len(own)} log-probs and {len(listed)} lists")
+    for token, one in zip(tokens, listed, strict=True):
+        if len(one) > top:
+            one.pop(token, None)
+    return Answer(np.array(tokens, np.int64), np.array(own, np.float64), TopLists.of(listed, top))
+
+
+def _token_id(text: str) -> int:
+    found = _KEY.fullmatch(text)
+    if found is None:
+        raise NoLists(f"tokens come as texts ({text!r}), not as ids (`return_tokens_as_token_ids`)")
+    return int(found[1])

@@ -1,0 +1,349 @@
+"""A `Decoder` over somebody else's engine, which takes a prompt and hands back tokens with their top-K lists."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from lm_power.decoding import FinishedBy, FloatArray, IntArray, Measures, Request, Segment
+from lm_power.engine import Counters, StopStrings
+from lm_power.errors import LMPowerError
+from lm_power.remote.topk import TopLists
+
+NO_MEASURES = Measures()
+
+
+class ServerError(LMPowerError):
+    """A server cannot be used, or has stopped answering. The message says which, why, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """What an engine is asked for: go on with some tokens.
+
+    Attributes:
+        row: the decoder's row: queries of one row share most of their tokens, and should meet the same prefix cache.
+        tokens: prompt and what is kept of the completion, token ids.
+        max_tokens: to draw, at most, ≥ 1.
+        temperature: of the draws; no other option may change the distribution.
+        seed: in [0, 2^53): no two queries of different draws have the same.
+    """
+
+    row: int
+    tokens: Sequence[int]
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What an engine has drawn: at least one token, and all of them up to where it stopped, for whatever reason.
+
+    Attributes:
+        tokens: [m ≥ 1] int64.
+        log_p: [m] float64, raw log p of each, nats: that of the model, whatever the temperature.
+        lists: of the m positions, [m, K]; they must not depend on which tokens were drawn.
+    """
+
+    tokens: IntArray
+    log_p: FloatArray
+    lists: TopLists
+
+
+class Client(Protocol):
+    """An engine as the decoder sees it: queries go in, answers come out in any order.
+
+    Attributes:
+        top: K, tokens on a list.
+    """
+
+    top: int
+
+    def add(self, number: int, query: Query) -> None:
+        """Begin to answer a query, which is called `number` from now on."""
+        ...
+
+    def poll(self) -> Sequence[tuple[int, Answer]]:
+        """Wait until something has been answered; the (number, answer) pairs. Raises `ServerError`."""
+        ...
+
+    def abort(self, numbers: Sequence[int]) -> None:
+        """Give queries up; an answer that is there already may still come, and is ignored."""
+        ...
+
+
+@dataclasses.dataclass
+class Traffic(Counters):
+    """What has been asked for and drawn.
+
+    Attributes:
+        queries: made.
+        confined: tokens drawn where only those on the list are kept.
+        redrawn: of these, not on their list.
+    """
+
+    queries: int = 0
+    confined: int = 0
+    redrawn: int = 0
+
+
+@dataclasses.dataclass
+class _Flight:
+    """A request under way: what of it has been drawn, and the number of the query that goes on with it."""
+
+    request: Request
+    tokens: IntArray
+    log_p: FloatArray
+    lists: TopLists
+    number: int | None = None
+    attempts: int = 0  # queries made
+    looking: bool = False  # the query is for the list of the first position alone
+    finished_by: FinishedBy | None = None
+
+
+@dataclasses.dataclass
+class _Row:
+    """A prompt, the settled completion with its lists, and what is under way."""
+
+    prompt: tuple[int, ...]
+    tokens: IntArray
+    lists: TopLists
+    flight: _Flight | None = None
+
+
+class TopKDecoder:
+    """Decodes requests by queries to an engine, with proposals confined to the lists that come back: see `topk`.
+
+    A row is bookkeeping only: its keys and values are found by the engine's own prefix cache. A request is one query,
+    for all the tokens up to its horizon, and one more each time that
+
+    * a token was not on its list: it is thrown away with all that follows, and drawn again with a fresh seed;
+    * the engine stopped before it had to: what it has drawn is kept;
+    * stop strings are watched for: they are looked for here, after the draw, so that nothing depends on the engine's
+      own ways with them. Queries are then for `STOP_CHUNK` tokens, as what follows a stop string is drawn for nothing.
+
+    The excluded first token of a coupled resume is drawn here from the list of its position, without a query. Seeds
+    are hashes of a request's uniforms: the same request leads to the same queries, in whatever row. `reject_below` is
+    looked at between queries only, since single tokens are not seen before.
+
+    Args:
+        client: the engine.
+        rows: queries under way, at most.
+        eos_ids: token ids that end a completion.
+        stops: stop strings.
+        confined: keep draws on the list only, unless a request explores. Otherwise all are kept, and the law of a draw
+            is that of the engine's temperature over all tokens; log q is -inf off the list all the same.
+        counters: what to count in; default: counters of its own.
+        measures: what else is to be known of each next-token distribution: sums over the list, and an entropy that
+            takes all that is off the list for one token.
+    """
+
+    row_cost = 1 / 256  # as of a GPU's step: servers are for many queries at a time
+    STOP_CHUNK = 64  # tokens: half of it is drawn for nothing on average, and a query costs about 14 tokens
+
+    def __init__(
+        self,
+        client: Client,
+        rows: int,
+        eos_ids: Sequence[int],
+        stops: StopStrings,
+        confined: bool = True,
+        counters: Traffic | None = None,
+        measures: Measures = NO_MEASURES,
+    ) -> None:
+        self.client, self.rows, self.stops, self.confined = client, rows, stops, confined
+        self.counters = counters or Traffic()
+        self._eos = np.array(sorted(set(eos_ids)), np.int64)
+        self._measures = measures
+        self._row = [self._empty(())] * rows
+        self._asked: dict[int, int] = {}  # number of a query → row
+        self._ready: list[int] = []  # rows whose segments have ended
+        self._queries = 0
+
+    def load(self, row: int, prompt: Sequence[int], completion: Sequence[int] = ()) -> None:
+        """Make an idle row hold a prompt and a settled completion, whose lists are asked for when they are needed."""
+        self._row[row] = self._empty(tuple(prompt), completion)
+
+    def copy(self, source: int, target: int, keep: int) -> None:
+        """Make an idle row hold the first `keep` tokens of another's settled completion, and what is known of the next.
+
+        The list of position `keep` depends on the tokens before it alone.
+        """
+        held = self._row[source]
+        self._row[target] = _Row(held.prompt, held.tokens[:keep], held.lists[: keep + 1])
+
+    def submit(self, row: int, request: Request) -> None:
+        """Let a settled row decode a request."""
+        held, none = self._row[row], np.empty(0)
+        flight = _Flight(request, none.astype(np.int64), none, TopLists.unknown(0, self.client.top))
+        held.flight = flight
+        if request.excluded_first_token is None:
+            self._go_on(row, held, flight)
+        elif request.explore:
+            raise ValueError("a draw from p without some token: p is known on the list only")
+        elif held.lists.known(request.keep):
+            self._draw_first(row, held, flight, held.lists[request.keep : request.keep + 1])
+        else:
+            flight.looking = True
+            self._ask(row, held, flight, 1)
+
+    def step(self) -> list[tuple[int, Segment]]:
+        """Wait for answers, if no segment has ended yet; the (row, segment) pairs that have."""
+        if not self._ready and self._asked:
+            for number, answer in self.client.poll():
+                row = self._asked.pop(number, None)
+                if row is not None:
+                    self._take(row, answer)
+        ready, self._ready = self._ready, []
+        return [(row, self._segment(self._flying(row))) for row in ready]
+
+    def commit(self, row: int) -> None:
+        """Make a row's segment part of its settled completion."""
+        held, flight = self._row[row], self._flying(row)
+        keep = flight.request.keep
+        held.tokens = np.concatenate([held.tokens[:keep], flight.tokens])
+        held.lists = TopLists.joined([held.lists[:keep], flight.lists])
+        held.flight = None
+
+    def rollback(self, row: int) -> int:
+        """Give up what a row is decoding or has decoded; the tokens given up, as far as they have come."""
+        given_up, flight = self.drawn(row), self._row[row].flight
+        if flight is not None and flight.number is not None:
+            del self._asked[flight.number]
+            self.client.abort([flight.number])
+        if row in self._ready:
+            self._ready.remove(row)
+        self._row[row].flight = None
+        return given_up
+
+    def drawn(self, row: int) -> int:
+        """Tokens that have come for a row's request."""
+        flight = self._row[row].flight
+        return 0 if flight is None else len(flight.tokens)
+
+    def close(self) -> None:
+        """Give up every query under way."""
+        self.client.abort(list(self._asked))
+        self._asked.clear()
+
+    def _empty(self, prompt: tuple[int, ...], completion: Sequence[int] = ()) -> _Row:
+        lists = TopLists.unknown(len(completion), self.client.top)
+        return _Row(prompt, np.array(completion, np.int64), lists)
+
+    def _flying(self, row: int) -> _Flight:
+        flight = self._row[row].flight
+        assert flight is not None
+        return flight
+
+    def _ask(self, row: int, held: _Row, flight: _Flight, max_tokens: int) -> None:
+        request = flight.request
+        self._queries += 1
+        flight.number = self._queries
+        self._asked[flight.number] = row
+        temperature = 1.0 if request.explore else 1 / request.beta
+        tokens = [*held.prompt, *held.tokens[: request.keep].tolist(), *flight.tokens.tolist()]
+        query = Query(row, tokens, max_tokens, temperature, seed_of(request, flight.attempts))
+        flight.attempts += 1
+        self.counters.queries += 1
+        self.client.add(flight.number, query)
+
+    def _go_on(self, row: int, held: _Row, flight: _Flight) -> None:
+        """Ask for what is missing of a segment; if nothing is, or it is not worth it, the row is ready."""
+        left = flight.request.horizon - flight.request.keep - len(flight.tokens)
+        if flight.finished_by is None and left == 0:
+            flight.finished_by = FinishedBy.HORIZON
+        if flight.finished_by is not None or self._below(flight):
+            self._ready.append(row)
+            return
+        self._ask(row, held, flight, min(left, self.STOP_CHUNK) if self.stops.strings else left)
+
+    def _draw_first(self, row: int, held: _Row, flight: _Flight, listed: TopLists) -> None:
+        """Draw the first token, which is not the excluded one, from the list of its position."""
+        request = flight.request
+        assert request.excluded_first_token is not None
+        token, log_p = listed.draw_without(request.excluded_first_token, request.beta, float(request.uniforms[0]))
+        self._append(held, flight, Answer(np.array([token]), np.array([log_p]), listed))
+        self._go_on(row, held, flight)
+
+    def _take(self, row: int, answer: Answer) -> None:
+        """Take in an answer, and go on from what of it is kept."""
+        held, flight = self._row[row], self._flying(row)
+        flight.number = None
+        if not len(answer.tokens):
+            raise ServerError("the server has answered with no token at all: nothing can be kept or drawn again")
+        self.counters.decoded += len(answer.tokens)
+        if flight.looking:
+            flight.looking = False
+            self._draw_first(row, held, flight, answer.lists[:1])
+            return
+        kept = len(answer.tokens)
+        if self.confined and not flight.request.explore:
+            on_list = answer.lists.hold(answer.tokens)
+            if not on_list.all():
+                kept = int(on_list.argmin())
+        ended = self._append(held, flight, answer, kept)
+        if self.confined and not flight.request.explore:
+            redraw = not ended and kept < len(answer.tokens)
+            self.counters.confined += kept + redraw
+            self.counters.redrawn += redraw
+        self._go_on(row, held, flight)
+
+    def _append(self, held: _Row, flight: _Flight, answer: Answer, kept: int | None = None) -> bool:
+        """Add the first `kept` tokens of an answer, up to the one that ends the completion; whether one does."""
+        tokens = answer.tokens[:kept]
+        start = flight.request.keep + len(flight.tokens)
+        history = np.concatenate([held.tokens[: flight.request.keep], flight.tokens, tokens])
+        is_eos = (tokens[:, None] == self._eos).any(1)
+        for place in np.flatnonzero(is_eos | self._may_stop(tokens)).tolist():
+            if is_eos[place]:
+                flight.finished_by = FinishedBy.EOS
+            elif self.stops.completed(history[: start + place + 1]):
+                flight.finished_by = FinishedBy.STOP
+            else:
+                continue
+            tokens = tokens[: place + 1]
+            break
+        flight.tokens = np.concatenate([flight.tokens, tokens])
+        flight.log_p = np.concatenate([flight.log_p, answer.log_p[: len(tokens)]])
+        flight.lists = TopLists.joined([flight.lists, answer.lists[: len(tokens)]])
+        return flight.finished_by is not None
+
+    def _may_stop(self, tokens: IntArray) -> np.ndarray:
+        found = np.zeros(len(tokens), dtype=bool)
+        known = tokens < len(self.stops.candidates)  # a model may have more tokens than its tokenizer knows
+        found[known] = self.stops.candidates[tokens[known]]
+        return found
+
+    def _below(self, flight: _Flight) -> bool:
+        """Whether what has been drawn has fallen below the request's bound."""
+        bound = flight.request.reject_below
+        if bound is None or not len(flight.tokens):
+            return False
+        gains = bound.log_p * flight.log_p
+        if bound.log_q:
+            gains = gains + bound.log_q * flight.lists.log_q(flight.tokens, flight.log_p, flight.request.beta)
+        length = flight.request.keep + len(flight.tokens)
+        return bool(np.minimum(gains, 0).sum() + bound.log_length * math.log(length + 1) < bound.value)
+
+    def _segment(self, flight: _Flight) -> Segment:
+        lists, exponents = flight.lists, self._measures.exponents
+        return Segment(
+            tokens=flight.tokens,
+            log_p=flight.log_p,
+            log_q=lists.log_q(flight.tokens, flight.log_p, flight.request.beta),
+            finished_by=flight.finished_by,
+            log_z=np.stack([lists.log_z(e) for e in exponents], axis=1) if exponents else None,
+            entropy=lists.entropy() if self._measures.entropy else None,
+        )
+
+
+def seed_of(request: Request, attempt: int) -> int:
+    """The seed of a request's query 0, 1, …: a hash of the request's uniforms and of that number, below 2^53."""
+    digest = hashlib.blake2b(request.uniforms.tobytes(), digest_size=8, salt=attempt.to_bytes(4, "little"))
+    return int.from_bytes(digest.digest(), "little") >> 11

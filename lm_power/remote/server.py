@@ -1,0 +1,172 @@
+"""A model that is served elsewhere, as `PowerSampler` sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lm_power.config import OptionError, SamplerConfig
+from lm_power.decoding import Measures
+from lm_power.remote.client import Card, HTTPClient
+from lm_power.remote.decoder import TopKDecoder, Traffic
+from lm_power.remote.preflight import check, try_out
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lm_power.engine import StopStrings
+
+logger = logging.getLogger(__name__)
+
+EXPLORE = 0.03
+"""Share of the steps that propose from p, where nothing else is asked for."""
+_EXPLORING = ("power", "power_inf", "tempering")
+_UNCONFINED = ("standard", "temperature")
+_MANY_REDRAWS = 0.01  # share of the draws; more deserves a notice
+
+
+class Server:
+    """A model behind one or more OpenAI-compatible servers of completions that list the likeliest tokens.
+
+    Args:
+        client: of the servers; looked at and tried out by `connect`.
+        card: of the model.
+        tokenizer: the model's; None if prompts are token ids and texts are not wanted.
+        eos_ids: tokens that end a completion.
+
+    Attributes:
+        vocabulary: tokens that the tokenizer knows; None without one.
+        max_positions: for prompt and completion together; None where the server does not tell.
+    """
+
+    def __init__(
+        self, client: HTTPClient, card: Card, tokenizer: PreTrainedTokenizerBase | None, eos_ids: Sequence[int]
+    ) -> None:
+        self.client, self.card, self.tokenizer, self.eos_ids = client, card, tokenizer, tuple(sorted(set(eos_ids)))
+        self.vocabulary = None if tokenizer is None else len(tokenizer)
+        self.max_positions = card.window
+        client.eos_ids = list(self.eos_ids)
+
+    @classmethod
+    def connect(
+        cls,
+        base_url: str | Sequence[str],
+        model: str | None = None,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        *,
+        top_logprobs: int = 20,
+        eos_token_ids: Sequence[int] | None = None,
+        loading: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Server:
+        """Look at the servers, load the tokenizer, and try out all that power sampling needs.
+
+        Args:
+            base_url: as http://HOST:PORT/v1/completions; several in a list, or with + between them.
+            model: name that the model is served by; default: the only one that is.
+            tokenizer: hub id, folder or tokenizer of the same model; default: where the server says that the model
+                comes from.
+            top_logprobs: K, tokens that the server lists.
+            eos_token_ids: tokens that end a completion; default: those of the tokenizer and of the generation config
+                beside it.
+            loading: for the tokenizer's `from_pretrained`.
+            options: of `HTTPClient`.
+
+        Raises:
+            OptionError: a wrong option, or a server that cannot be used; the message says how to start it.
+        """
+        if importlib.util.find_spec("aiohttp") is None:
+            raise OptionError("a server needs the package aiohttp: pip install 'lm-power[api]'")
+        if isinstance(top_logprobs, bool) or not isinstance(top_logprobs, int) or top_logprobs < 2:
+            raise OptionError(f"top_logprobs={top_logprobs!r}: must be a whole number >= 2")
+        client = HTTPClient(base_url, top=top_logprobs, **options)
+        try:
+            card = check(client, model)
+            name = tokenizer if isinstance(tokenizer, str) else card.root or card.model
+            if tokenizer is None or isinstance(tokenizer, str):
+                tokenizer = load_tokenizer(name, loading or {})
+            if eos_token_ids is None:
+                eos_token_ids = eos_ids_of(name, tokenizer, loading or {})
+            if not eos_token_ids:
+                raise OptionError("the model's EOS token: none is known; pass eos_token_ids, or another tokenizer")
+            server = cls(client, card, tokenizer, eos_token_ids)
+            try_out(client, tokenizer)
+        except BaseException:
+            client.close()
+            raise
+        return server
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """What of the server's options decides a completion, for keys."""
+        return {"top_logprobs": self.client.top}
+
+    def resolved(self, config: SamplerConfig) -> SamplerConfig:
+        """The options with `explore` filled in.
+
+        Raises:
+            OptionError: the method would sample another distribution here, and was not told that it may.
+        """
+        if config.method in _UNCONFINED or config.explore is not None:
+            return config
+        if config.method in _EXPLORING:
+            return config.replace(explore=EXPLORE)
+        raise OptionError(
+            f"method={config.method}: its draws cannot leave the {self.client.top} likeliest tokens that the server "
+            "lists, so that it would sample p^alpha confined to these; use method=power or tempering, or set explore=0 "
+            "to have it so, with top_logprobs as large as the server allows"
+        )
+
+    @contextlib.contextmanager
+    def decoder(
+        self, config: SamplerConfig, rows: int, stops: StopStrings, counters: Traffic, measures: Measures
+    ) -> Iterator[TopKDecoder]:
+        """A decoder, whose queries are given up at the end, however it comes."""
+        confined = config.method not in _UNCONFINED
+        decoder = TopKDecoder(self.client, rows, self.eos_ids, stops, confined, counters, measures)
+        before = counters.confined, counters.redrawn
+        try:
+            yield decoder
+        finally:
+            decoder.close()
+        draws, redrawn = counters.confined - before[0], counters.redrawn - before[1]
+        if redrawn > _MANY_REDRAWS * draws:
+            logger.warning(
+                "%.1f%% of the draws were not among the %d likeliest tokens, and were made again: a larger "
+                "top_logprobs, or a proposal_temperature nearer to 1/alpha, saves that",
+                100 * redrawn / draws, self.client.top,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.client.close()
+
+
+def load_tokenizer(name: str, loading: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or folder. Raises `OptionError`."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **loading)
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise OptionError(
+            f"tokenizer={name}: cannot be loaded ({why}); set tokenizer= to the hub id or folder of the served model's"
+        ) from error
+    return tokenizer
+
+
+def eos_ids_of(name: str, tokenizer: PreTrainedTokenizerBase, loading: Mapping[str, Any]) -> list[int]:
+    """EOS ids of the tokenizer, and of the generation config beside it if there is one."""
+    from transformers import GenerationConfig
+
+    found = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    revision = {key: value for key, value in loading.items() if key in ("revision", "token")}
+    try:
+        listed = GenerationConfig.from_pretrained(name, **revision).eos_token_id
+    except (OSError, ValueError):  # a folder of a tokenizer alone
+        listed = None
+    return [*found, *([listed] if isinstance(listed, int) else listed or [])]

@@ -1,0 +1,107 @@
+"""Proposals confined to the K likeliest tokens that a server lists with each token it draws.
+
+At inverse temperature beta the server draws from `p^beta / Σ_v p(v)^beta` over all tokens, whose normaliser it does not
+tell. A draw that is not on its list is thrown away and made again; what is kept is then exactly a draw from
+
+    q_K(v) = p(v)^beta · 1[v on the list] / Σ_{u on the list} p(u)^beta,
+
+whose normaliser is a sum of numbers that were returned. The list must not depend on what was drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from lm_power.decoding import FloatArray, IntArray
+
+
+@dataclasses.dataclass(frozen=True)
+class TopLists:
+    """For each of m positions the K likeliest tokens, by falling probability, then by id.
+
+    Attributes:
+        ids: [m, K] int64 token ids; -1 where a list is shorter.
+        log_p: [m, K] float64 raw log p, nats; -inf where a list is shorter, or where it is not known.
+    """
+
+    ids: IntArray
+    log_p: FloatArray
+
+    @classmethod
+    def of(cls, lists: Sequence[Mapping[int, float]], width: int) -> TopLists:
+        """From one mapping of token id to log p for each position; of a longer one the `width` likeliest."""
+        ids = np.full((len(lists), width), -1, np.int64)
+        log_p = np.full((len(lists), width), -np.inf)
+        for place, listed in enumerate(lists):
+            best = sorted(listed.items(), key=lambda pair: (-pair[1], pair[0]))[:width]
+            if best:
+                ids[place, : len(best)], log_p[place, : len(best)] = zip(*best, strict=True)
+        return cls(ids, log_p)
+
+    @classmethod
+    def unknown(cls, length: int, width: int) -> TopLists:
+        """Lists of which nothing is known."""
+        return cls(np.full((length, width), -1, np.int64), np.full((length, width), -np.inf))
+
+    @classmethod
+    def joined(cls, parts: Iterable[TopLists]) -> TopLists:
+        """One after the other."""
+        parts = list(parts)
+        return cls(np.concatenate([part.ids for part in parts]), np.concatenate([part.log_p for part in parts]))
+
+    def __len__(self) -> int:
+        """Positions."""
+        return len(self.ids)
+
+    def __getitem__(self, positions: slice) -> TopLists:
+        """Those of some positions."""
+        return TopLists(self.ids[positions], self.log_p[positions])
+
+    def known(self, position: int) -> bool:
+        """Whether there is a list for a position."""
+        return position < len(self) and bool(self.ids[position, 0] >= 0)
+
+    def hold(self, tokens: IntArray) -> np.ndarray:
+        """[m] bool: whether each position's token is on its list."""
+        return np.asarray((self.ids == tokens[:, None]).any(1))
+
+    def log_z(self, exponent: float) -> FloatArray:
+        """[m] float64 `log Σ_{v on the list} p(v)^exponent`, nats."""
+        scaled = exponent * self.log_p
+        most = scaled.max(axis=1, keepdims=True)
+        return most[:, 0] + np.log(np.exp(scaled - most).sum(axis=1))
+
+    def log_q(self, tokens: IntArray, log_p: FloatArray, beta: float) -> FloatArray:
+        """[m] float64 log q_K of each position's token, whose log p is `log_p`; -inf off the list."""
+        on_list = np.minimum(beta * log_p - self.log_z(beta), 0.0)
+        return np.where(self.hold(tokens), on_list, -np.inf)
+
+    def entropy(self) -> FloatArray:
+        """[m] float64 entropy of p, nats, as if all that is not on the list were one token."""
+        p = np.exp(self.log_p)
+        rest = np.clip(1 - p.sum(axis=1), 0, 1)
+        terms = np.where(p > 0, p * np.where(p > 0, self.log_p, 0), 0)
+        return -terms.sum(axis=1) - np.where(rest > 0, rest * np.log(np.where(rest > 0, rest, 1)), 0)
+
+    def draw_without(self, excluded: int, beta: float, uniform: float) -> tuple[int, float]:
+        """A token of the first position's list, drawn from q_K without `excluded` by inverse CDF, and its log p.
+
+        Args:
+            excluded: token id; need not be on the list.
+            beta: of q_K.
+            uniform: in [0, 1).
+
+        Raises:
+            ValueError: the list has no other token. Nobody refuses a token that q_K draws with certainty.
+        """
+        ids, log_p = self.ids[0], self.log_p[0]
+        scaled = np.where((ids < 0) | (ids == excluded), -np.inf, beta * log_p)
+        if np.isneginf(scaled).all():
+            raise ValueError(f"no token but {excluded} is on the list")
+        reached = np.cumsum(np.exp(scaled - scaled.max()))
+        # Below the sum whatever the rounding, so that no token of weight zero is taken at the end.
+        place = int(np.searchsorted(reached, min(uniform * reached[-1], np.nextafter(reached[-1], 0)), side="right"))
+        return int(ids[place]), float(log_p[place])
