@@ -75,7 +75,7 @@ def add_tasks(manager: ModuleType) -> None:
     manager.TaskIndex.build = staticmethod(build)
 
 
-def add_checks(evaluator: ModuleType) -> None:
+def add_checks(evaluator: Any) -> None:
     """Have `simple_evaluate` check options and data files of our models and tasks before it loads a model.
 
     Runs that name neither, and calls that bring no TaskManager, go on as before.
@@ -93,14 +93,14 @@ def add_checks(evaluator: ModuleType) -> None:
             from lm_power.harness.preflight import prepare
 
             samples = isinstance(given.get("model"), str) and given["model"] in MODELS
-            names = ("model_args", "tasks", "task_manager", "gen_kwargs")
-            given["tasks"] = prepare(samples, tasks_folder(), *(given.get(name) for name in names))
+            asked = given.get("model_args"), given["tasks"], given["task_manager"], given.get("gen_kwargs")
+            given["tasks"] = prepare(samples, tasks_folder(), *asked)
         return evaluate(**given)
 
     evaluator.simple_evaluate = simple_evaluate
 
 
-def add_short_errors(command: ModuleType) -> None:
+def add_short_errors(command: Any) -> None:
     """Have the command `lm_eval` end in one line, with status 2, where the user gave us something wrong.
 
     The traceback is in the log at level DEBUG (`LMEVAL_LOG_LEVEL=DEBUG`).

@@ -59,8 +59,8 @@ class Provenance:
         config: how completions are drawn.
         stop: stop strings.
         eos_ids: tokens that end a completion.
-        engine: what else decides, of the options of what decodes; for our own engine `cache_dtype`, the dtype of keys and
-            values (`HFBackend.cache_dtype`), where it is not that of the weights.
+        engine: what else decides, of the options of what decodes; for our own engine `cache_dtype`, the dtype of keys
+            and values (`HFBackend.cache_dtype`), where it is not that of the weights.
     """
 
     model: str
