@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,10 @@ from huggingface_hub import ModelCardData
 
 from lm_power.distill.options import CONFIG
 from lm_power.distill.record import CURVE, LOG, RECORD, Record
+from lm_power.identity import Identity
+
+_NO_POWER = (None, "standard", "temperature")
+"""Methods whose completions are not power samples; None where the data do not tell the method."""
 
 _START = {
     "same": "yes: self-distillation",
@@ -34,13 +39,25 @@ def closing_table(record: Record) -> str:
 
 
 def model_card(record: Record) -> str:
-    """The README.md of the result: front matter for the hub, then all that was done."""
+    """The README.md of the result: front matter for the hub, then all that was done.
+
+    It is written to be published: a folder that was given by its absolute path appears by its name. The paths are in
+    `distill.json`.
+    """
+    base = record["options"]["model"]
+    record = _published(record)
+    method = (record["teacher"]["config"] or {}).get("method")
     options, full = record["options"], record["options"]["full"]
     metadata = ModelCardData(
-        base_model=None if Path(options["model"]).exists() else options["model"],
+        base_model=None if Path(base).exists() else base,
         library_name="transformers" if full else "peft",
         pipeline_tag="text-generation",
-        tags=["power-sampling", "self-distillation", "lm-power", *([] if full else ["lora"])],
+        tags=[
+            *([] if method in _NO_POWER else ["power-sampling"]),
+            "self-distillation" if record["teacher"]["start"] == "same" else "distillation",
+            "lm-power",
+            *([] if full else ["lora"]),
+        ],
     )
     sections = [
         f"---\n{metadata.to_yaml()}\n---",
@@ -56,10 +73,38 @@ def model_card(record: Record) -> str:
         + "\n```",
         "## Use\n\n```bash\n" + "\n".join(_evaluation(record)) + "\n```\n\n```python\n" + _python(record) + "\n```",
         _earlier(record),
-        f"`{CONFIG}` has all options, `{LOG}` the losses, `{RECORD}` where the data and the weights came from.",
+        f"`{LOG}` has the losses. In the folder where this was made, `{CONFIG}` has all options, and `{RECORD}` tells "
+        "where the data and the weights came from.",
         _table("Versions", record["versions"]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _published(record: Record) -> Record:
+    """The record with the names of folders in place of absolute paths, and the hub's name for the result."""
+    public: Record = _named(record)
+    output = record["options"]["push_to_hub"] or public["options"]["output"]
+    return {**public, "options": {**public["options"], "output": output}}
+
+
+def _named(value: Any, key: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {name: _named(inner, name) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named(inner, key) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if key == "command":
+        return shlex.join("=".join(map(_name, word.split("="))) for word in shlex.split(value))
+    weights = Identity.parse(value)
+    if weights.peft is None and weights.fingerprint is None:
+        return _name(value)
+    peft = None if weights.peft is None else _name(weights.peft)
+    return str(dataclasses.replace(weights, pretrained=_name(weights.pretrained), peft=peft))
+
+
+def _name(path: str) -> str:
+    return Path(path).name or path if Path(path).is_absolute() else path
 
 
 def _summary(record: Record) -> str:

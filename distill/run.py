@@ -85,7 +85,7 @@ def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -
     trainer.save_model(_internal_call=True)
     on_main(lambda: _finish(record, config, student, trainer))
     if config.push_to_hub is not None:
-        trainer.push_to_hub()
+        trainer.publish()
     say(closing_table(record))
     return record
 

@@ -88,7 +88,7 @@ def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
         base: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype, **hub)
     except (OSError, ValueError, KeyError) as error:
         raise OptionError(
-            f"model={config.model}: cannot be loaded: {_first_line(error)}; name a hub id or a folder of a causal LM"
+            f"model={config.model}: cannot be loaded: {_reason(error)}; name a hub id or a folder of a causal LM"
         ) from error
     base_fingerprints = on_main(lambda: _fingerprints(base, stored))
     eos_ids = tuple(sorted(set(find_eos_ids(base, tokenizer))))
@@ -105,7 +105,7 @@ def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
         with _quiet():
             model = PeftModel.from_pretrained(base, folder, is_trainable=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise OptionError(f"adapter={folder}: does not fit {config.model}: {_first_line(error)}") from error
+        raise OptionError(f"adapter={folder}: does not fit {config.model}: {_reason(error)}") from error
     _check_weights(folder, model)
     settings: Any = model.peft_config[model.active_adapter]
     named = settings.target_modules
@@ -154,13 +154,14 @@ def _fresh_adapter(base: PreTrainedModel, config: DistillConfig, targets: tuple[
         base_model_name_or_path=config.model,
         revision=config.revision,
     )
+    linear = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
     try:
         with _quiet():
             return get_peft_model(base, settings)
     except ValueError as error:
-        linear = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
         raise OptionError(
-            f"target_modules={' '.join(targets)}: {_first_line(error)}; this model's linear layers: {', '.join(linear)}"
+            f"target_modules={' '.join(targets)}: {_reason(error).rstrip('.')}. This model's linear layers are "
+            f"{', '.join(linear)}; leave target_modules out, and those that the method adapts are chosen"
         ) from error
 
 
@@ -172,7 +173,7 @@ def _check_adapter(folder: str, model: str, base_fingerprints: Mapping[str, str]
     try:
         named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError) as error:
-        raise OptionError(f"adapter={folder}: holds no PEFT adapter ({path.name}: {_first_line(error)})") from error
+        raise OptionError(f"adapter={folder}: holds no PEFT adapter ({path.name}: {_reason(error)})") from error
     record = read_record(folder)
     known = {} if record is None else record["model"]["base_fingerprints"]
     both = set(known) & set(base_fingerprints)
@@ -242,5 +243,10 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: Exception) -> str:
+    """An error's first line; where that ends in a colon, with the first of the things that it announces."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if not lines[0].endswith(":") or len(lines) == 1:
+        return lines[0]
+    more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+    return f"{lines[0]} {lines[1].rstrip('.')}{more}"

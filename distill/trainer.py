@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from huggingface_hub import HfApi
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
@@ -22,7 +23,8 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from lm_power.config import OptionError, check_names
 from lm_power.distill.loss import learnt_tokens, negative_log_likelihood
-from lm_power.distill.options import DistillConfig
+from lm_power.distill.options import CONFIG, DistillConfig
+from lm_power.distill.record import RECORD
 from lm_power.distill.windows import Batches, TrainingData, Window, collate, shuffled
 
 logger = logging.getLogger(__name__)
@@ -176,6 +178,18 @@ class DistillTrainer(Trainer):
         loss = math.fsum(nats for nats, _ in shares) / sum(tokens for _, tokens in shares)
         metrics = {f"{options.get('metric_key_prefix', 'eval')}_loss": loss}
         return EvalLoopOutput(np.empty(0), None, metrics, len(self._data.validation))
+
+    def publish(self) -> None:
+        """Upload the result, without checkpoints, and without the files that name folders of this machine."""
+        if self.is_world_process_zero():
+            self.create_model_card()
+            HfApi().upload_folder(
+                repo_id=self.hub_model_id,
+                folder_path=str(self.args.output_dir),
+                commit_message="Add the result of a distillation by lm-power",
+                token=self.args.hub_token,
+                ignore_patterns=["_*", "checkpoint-*", RECORD, CONFIG],
+            )
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Our own card, also when Trainer uploads the folder."""

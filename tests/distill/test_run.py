@@ -70,10 +70,38 @@ def test_model_card_has_front_matter_for_the_hub(finished) -> None:
     """Without a base_model: a folder's name is no repository of the hub."""
     card = ModelCard.load(finished / "README.md")
     assert card.data.library_name == "peft"
-    assert {"lora", "power-sampling"} <= set(card.data.tags)
+    assert "lora" in card.data.tags and "power-sampling" not in card.data.tags  # the teacher's method is temperature
     assert card.data.base_model is None
+    assert "self-distillation" in card.data.tags and "distillation" not in card.data.tags
     for part in ("temperature", "nats a token", "lm_eval --model power-hf", "our choice", "transformers |"):
         assert part in card.text
+
+
+def test_model_card_has_no_path_of_this_machine(tiny: str, store: str, finished) -> None:
+    """It is made to be published; base, data and output were given by absolute paths, which the record keeps."""
+    text, record = (finished / "README.md").read_text(), json.loads((finished / "distill.json").read_text())
+    for path in (tiny, store, str(finished)):
+        assert Path(path).is_absolute() and path in json.dumps(record)
+        assert path not in text and str(Path(path).parent) not in text and Path(path).name in text
+
+
+def test_absolute_paths_become_names_wherever_they_stand() -> None:
+    from lm_power.distill.card import _named
+
+    command = "python -m lm_power.distill --model /a/base --data=/a/b/store runs/other --lora_r 8"
+    given = {
+        "command": command,
+        "previous": [{"command": command, "options": {"adapter": "/a/round1"}}],
+        "teacher": {"model": "/a/base+peft=/a/round1@0123456789abcdef"},
+        "options": {"data": ["/a/b/store", "runs/store"], "model": "USER/NAME", "epochs": 2, "adapter": None},
+    }
+    short = "python -m lm_power.distill --model base --data=store runs/other --lora_r 8"
+    assert _named(given) == {
+        "command": short,
+        "previous": [{"command": short, "options": {"adapter": "round1"}}],
+        "teacher": {"model": "base+peft=round1@0123456789abcdef"},
+        "options": {"data": ["store", "runs/store"], "model": "USER/NAME", "epochs": 2, "adapter": None},
+    }
 
 
 def test_resolved_options_repeat_the_run(finished, tmp_path) -> None:
@@ -225,9 +253,13 @@ def test_data_beyond_the_model_s_positions_are_refused(tiny: str, store: str, tm
         run(short, store, tmp_path / "out")
 
 
-def test_push_to_hub_goes_trainer_s_way_with_our_card(tiny: str, store: str, tmp_path, monkeypatch) -> None:
+def test_push_to_hub_uploads_the_result_with_our_card_and_no_paths(
+    tiny: str, store: str, tmp_path, monkeypatch
+) -> None:
     """Nothing leaves this machine: the hub's client is a stand-in that notes what it is asked."""
     import transformers.trainer as module
+
+    import lm_power.distill.trainer as ours
 
     uploads = []
 
@@ -239,12 +271,15 @@ def test_push_to_hub_goes_trainer_s_way_with_our_card(tiny: str, store: str, tmp
             uploads.append((request["repo_id"], snapshot(Path(request["folder_path"])), request["ignore_patterns"]))
 
     monkeypatch.setattr(module, "hf_api", Hub)
+    monkeypatch.setattr(ours, "HfApi", Hub)
     out = tmp_path / "out"
     run(tiny, store, out, epochs=1, push_to_hub="me/pocket")
     ((repository, files, ignored),) = uploads
     assert repository == "me/pocket"
-    assert b"power-sampling" in files[str(out / "README.md")]
-    assert str(out / "adapter_model.safetensors") in files and "checkpoint-*" in ignored
+    assert b"lm-power" in files[str(out / "README.md")]
+    assert str(out / "adapter_model.safetensors") in files
+    assert {"checkpoint-*", "distill.json", "distill.yaml"} <= set(ignored)
+    assert b"peft=me/pocket" in files[str(out / "README.md")]
 
 
 def test_tensorboard_reports(tiny: str, store: str, tmp_path) -> None:

@@ -9,11 +9,12 @@ import pytest
 import torch
 import transformers as tf
 from distilling import run, sample_store, save_model
+from huggingface_hub import ModelCard
 from models import CONFIGS, make_model
 
 from lm_power.config import OptionError
 from lm_power.distill.options import DistillConfig
-from lm_power.distill.student import PROJECTIONS, load_student, target_modules
+from lm_power.distill.student import PROJECTIONS, _reason, load_student, target_modules
 from lm_power.fingerprint import fingerprint
 
 SMALL = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -114,8 +115,9 @@ def test_adapters_of_other_programs_are_judged_by_name_and_shape(tiny: str, fini
     for change in ({"num_hidden_layers": 1}, {"num_hidden_layers": 3}, {"intermediate_size": 40}):
         other = save_model(tmp_path / str(change), **change)
         rename(other)
-        with pytest.raises(OptionError, match="adapter="):
+        with pytest.raises(OptionError, match=r"adapter=.*[^:]$") as refusal:
             student(other, adapter=str(foreign))
+        assert ("size mismatch" in str(refusal.value)) == ("intermediate_size" in change)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,10 @@ def test_adapters_of_other_programs_are_judged_by_name_and_shape(tiny: str, fini
     [
         ({"model": "no/such/folder"}, "model=no/such/folder: cannot be loaded"),
         ({"adapter": "no/such/folder"}, "holds no PEFT adapter"),
-        ({"target_modules": ("nothing",)}, "target_modules=nothing: .*linear layers: .*q_proj"),
+        (
+            {"target_modules": ("nothing",)},
+            r"target_modules=nothing: .*[a-z]\. This model's linear layers are .*q_proj.*leave target_modules out",
+        ),
     ],
 )
 def test_what_cannot_be_loaded(tiny: str, options: dict, told: str) -> None:
@@ -144,3 +149,14 @@ def test_another_teacher_is_noticed_and_recorded(tiny: str, tmp_path, capsys) ->
     assert record["teacher"]["start"] == "another"
     assert f"Notice: the teacher {other}@" in capsys.readouterr().out
     assert "no: the teacher had other weights" in (tmp_path / "out" / "README.md").read_text()
+    tags = ModelCard.load(tmp_path / "out" / "README.md").data.tags
+    assert "distillation" in tags and "self-distillation" not in tags
+
+
+def test_a_reason_does_not_end_in_a_colon() -> None:
+    error = RuntimeError(
+        "Error(s) in loading state_dict for Peft:\n\tsize mismatch for a: 1 and 2.\n\tsize mismatch for b."
+    )
+    told = "Error(s) in loading state_dict for Peft: size mismatch for a: 1 and 2 (and 1 more)"
+    assert _reason(error) == told
+    assert _reason(ValueError("One:\n two.")) == "One: two" and _reason(KeyError()) == "KeyError"

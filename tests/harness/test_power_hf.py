@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import warnings
 
 import pytest
 import torch
@@ -234,7 +235,9 @@ def test_peft_adapter(evaluate, tiny, tmp_path):
         settings = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False)
         adapted = get_peft_model(make_model(), settings)
     adapted.save_pretrained(tmp_path / "adapter")
-    run = evaluate(options={"peft": str(tmp_path / "adapter"), **FLOAT64})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        run = evaluate(options={"peft": str(tmp_path / "adapter"), **FLOAT64})
     sampler = PowerSampler.from_pretrained(
         tiny, device="cpu", dtype="float64", max_rows=3, peft=str(tmp_path / "adapter")
     )
