@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
+from lm_power.adapters import quiet, reason, tied_targets, with_adapter
 from lm_power.config import OptionError
 from lm_power.distill.options import DistillConfig
 from lm_power.distill.parallel import on_main
@@ -76,7 +75,6 @@ def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
     Raises:
         OptionError: model, tokenizer or adapter cannot be loaded, or do not fit each other.
     """
-    from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
     hub: dict[str, Any] = {} if config.revision is None else {"revision": config.revision}
@@ -88,7 +86,7 @@ def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
         base: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype, **hub)
     except (OSError, ValueError, KeyError) as error:
         raise OptionError(
-            f"model={config.model}: cannot be loaded: {_reason(error)}; name a hub id or a folder of a causal LM"
+            f"model={config.model}: cannot be loaded: {reason(error)}; name a hub id or a folder of a causal LM"
         ) from error
     base_fingerprints = on_main(lambda: _fingerprints(base, stored))
     eos_ids = tuple(sorted(set(find_eos_ids(base, tokenizer))))
@@ -101,14 +99,12 @@ def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
         return Student(model, tokenizer, eos_ids, tuple(targets), base_fingerprints, base_fingerprints)
     folder = config.adapter
     on_main(lambda: _check_adapter(folder, config.model, base_fingerprints))
-    try:
-        with _quiet():
-            model = PeftModel.from_pretrained(base, folder, is_trainable=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise OptionError(f"adapter={folder}: does not fit {config.model}: {_reason(error)}") from error
+    model = with_adapter(base, folder, trainable=True, option="adapter")
+    adapted: Any = model.get_base_model()
     _check_weights(folder, model)
     settings: Any = model.peft_config[model.active_adapter]
     named = settings.target_modules
+    _refuse_tied(adapted, named or (), f"adapter={folder}")
     return Student(
         model, tokenizer, eos_ids, tuple(sorted([named] if isinstance(named, str) else named or ())),
         on_main(lambda: _fingerprints(model, stored)), base_fingerprints,
@@ -154,15 +150,26 @@ def _fresh_adapter(base: PreTrainedModel, config: DistillConfig, targets: tuple[
         base_model_name_or_path=config.model,
         revision=config.revision,
     )
+    _refuse_tied(base, targets, f"target_modules={' '.join(targets)}")
     linear = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
     try:
-        with _quiet():
+        with quiet():
             return get_peft_model(base, settings)
     except ValueError as error:
         raise OptionError(
-            f"target_modules={' '.join(targets)}: {_reason(error).rstrip('.')}. This model's linear layers are "
+            f"target_modules={' '.join(targets)}: {reason(error).rstrip('.')}. This model's linear layers are "
             f"{', '.join(linear)}; leave target_modules out, and those that the method adapts are chosen"
         ) from error
+
+
+def _refuse_tied(base: PreTrainedModel, targets: Any, option: str) -> None:
+    tied = tied_targets(base, targets)
+    if tied:
+        raise OptionError(
+            f"{option}: input and output embeddings of this model share one matrix, and an adapter on "
+            f"{' and '.join(tied)} is another model once it is merged. Leave it out, or untie the base first "
+            "(tie_word_embeddings=False, with the weight stored twice)"
+        )
 
 
 def _check_adapter(folder: str, model: str, base_fingerprints: Mapping[str, str]) -> None:
@@ -173,7 +180,7 @@ def _check_adapter(folder: str, model: str, base_fingerprints: Mapping[str, str]
     try:
         named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError) as error:
-        raise OptionError(f"adapter={folder}: holds no PEFT adapter ({path.name}: {_reason(error)})") from error
+        raise OptionError(f"adapter={folder}: holds no PEFT adapter ({path.name}: {reason(error)})") from error
     record = read_record(folder)
     known = {} if record is None else record["model"]["base_fingerprints"]
     both = set(known) & set(base_fingerprints)
@@ -232,21 +239,3 @@ def _fingerprints(model: Any, stored: torch.dtype | None) -> dict[str, str]:
         for dtype in (_DTYPES if lossless else here)
         if lossless or len(here) == 1
     }
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without peft's warnings: of a name in transformers that goes, and of weights that `_check_weights` refuses."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", "Found missing adapter keys")
-        yield
-
-
-def _reason(error: Exception) -> str:
-    """An error's first line; where that ends in a colon, with the first of the things that it announces."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if not lines[0].endswith(":") or len(lines) == 1:
-        return lines[0]
-    more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
-    return f"{lines[0]} {lines[1].rstrip('.')}{more}"

@@ -183,6 +183,7 @@ class DistillTrainer(Trainer):
         """Upload the result, without checkpoints, and without the files that name folders of this machine."""
         if self.is_world_process_zero():
             self.create_model_card()
+            assert self.hub_model_id is not None
             HfApi().upload_folder(
                 repo_id=self.hub_model_id,
                 folder_path=str(self.args.output_dir),

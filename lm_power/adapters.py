@@ -21,7 +21,9 @@ _OF_TOKENS = re.compile(
 )
 
 
-def with_adapter(model: PreTrainedModel, peft: str, *, revision: str | None = None, trainable: bool = False) -> PeftModel:
+def with_adapter(
+    model: PreTrainedModel, peft: str, *, revision: str | None = None, trainable: bool = False, option: str = "peft"
+) -> PeftModel:
     """A PEFT model of `model` and an adapter.
 
     The embedding keeps the rows that the checkpoint has, which for many models are more than the tokenizer has tokens;
@@ -32,6 +34,7 @@ def with_adapter(model: PreTrainedModel, peft: str, *, revision: str | None = No
         peft: hub id or folder of the adapter.
         revision: of the adapter on the hub.
         trainable: load it to be trained further.
+        option: that named the adapter, for messages.
 
     Raises:
         OptionError: the adapter cannot be read, or does not fit; the message says what does not.
@@ -44,13 +47,13 @@ def with_adapter(model: PreTrainedModel, peft: str, *, revision: str | None = No
         with quiet():
             weights = load_peft_weights(peft, device="cpu", **hub)
             rows = [_rows(name, weight) for name, weight in weights.items()]
-            _fit_vocabulary(model, peft, [count for count in rows if count is not None])
+            _fit_vocabulary(model, f"{option}={peft}", [count for count in rows if count is not None])
             return PeftModel.from_pretrained(model, peft, is_trainable=trainable, **hub)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, OptionError):
             raise
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-        raise OptionError(f"adapter {peft}: does not fit {name}: {first_reason(error)}") from error
+        raise OptionError(f"{option}={peft}: does not fit {name}: {reason(error)}") from error
 
 
 def _rows(name: str, weight: Any) -> int | None:
@@ -61,16 +64,17 @@ def _rows(name: str, weight: Any) -> int | None:
     return int(weight.shape[1 if found["part"] == ".lora_embedding_A" else 0])
 
 
-def _fit_vocabulary(model: PreTrainedModel, peft: str, rows: list[int]) -> None:
-    have = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, arg-type]
+def _fit_vocabulary(model: PreTrainedModel, adapter: str, rows: list[int]) -> None:
+    embedding: Any = model.get_input_embeddings()
+    have = int(embedding.weight.shape[0])
     if not rows or set(rows) == {have}:
         return
     need = max(rows)
     if min(rows) != need or need < have:
         told = " and ".join(map(str, sorted(set(rows))))
         raise OptionError(
-            f"adapter {peft}: is for {told} tokens, and the model has {have} rows of embeddings. It was trained on a model "
-            f"that had been cut down; save that one (resize_token_embeddings({need}), save_pretrained) and name it as base"
+            f"{adapter}: is for {told} tokens, and the model has {have} rows of embeddings: it was trained on one cut "
+            f"down to fewer. Save that (resize_token_embeddings({need}), save_pretrained) and name it as the base"
         )
     model.resize_token_embeddings(need)
 
@@ -85,8 +89,9 @@ def tied_targets(model: PreTrainedModel, targets: str | list[str] | tuple[str, .
         model: without an adapter.
         targets: as in peft: names, matched at the end of a layer's name, or one regular expression.
     """
-    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if output is None or output.weight is not embedding.weight:  # type: ignore[union-attr]
+    output: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    if output is None or output.weight is not embedding.weight:
         return []
     shared = [name for name, module in model.named_modules() if module is output or module is embedding]
     if isinstance(targets, str):
@@ -103,9 +108,10 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def first_reason(error: Exception) -> str:
-    """One line that says what went wrong: the first, and the one after it where the first only announces it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+def reason(error: Exception) -> str:
+    """An error's first line; where that ends in a colon, with the first of the things that it announces."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if not lines[0].endswith(":") or len(lines) == 1:
+        return lines[0]
+    more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+    return f"{lines[0]} {lines[1].rstrip('.')}{more}"

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from lm_power.adapters import with_adapter
 from lm_power.chains import Algorithm, Path, make_algorithm
 from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
@@ -122,9 +123,7 @@ class PowerSampler:
         if model_options.get("attn_implementation") is None:
             prefer_spans(model)
         if peft is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, peft)
+            model = with_adapter(model, peft)
         revision = {k: v for k, v in model_options.items() if k in ("revision", "trust_remote_code", "token")}
         tokenizer = AutoTokenizer.from_pretrained(pretrained, **revision)
         return cls(

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import postprocess_generated_text
 
+from lm_power.adapters import with_adapter
 from lm_power.completion import Completion, padding_completion
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine import BatchShape
@@ -75,10 +75,7 @@ class PowerHF(HFLM):
         if theirs.get("device") is None and not torch.cuda.is_available():
             # HFLM would ask for "cuda" all the same.
             theirs["device"] = "mps" if torch.backends.mps.is_available() else "cpu"
-        with warnings.catch_warnings():
-            if theirs.get("peft"):  # peft imports a name that transformers is about to move; nobody here can change it
-                warnings.simplefilter("ignore", FutureWarning)
-            super().__init__(pretrained, **theirs)
+        super().__init__(pretrained, **theirs)
         if isinstance(pretrained, str) and theirs.get("attn_implementation") is None:
             prefer_spans(self.model)
         self._join_processes()
@@ -86,6 +83,29 @@ class PowerHF(HFLM):
             randomize(self.model, self.sampler_config.seed)
         self._randomized, self._cuda_graphs, self._torch_compile = randomize_weights, cuda_graphs, torch_compile
         self._batch_shape: BatchShape = batch_shape
+
+    def _create_model(
+        self,
+        pretrained: str,
+        *,
+        peft: str | None = None,
+        delta: str | None = None,
+        revision: str = "main",
+        **options: Any,
+    ) -> None:
+        """As HFLM does, but for the adapter: HFLM first cuts the embedding down to the tokenizer's tokens.
+
+        That makes another model of each one whose embedding has more rows, as Qwen's, and of its adapter.
+        """
+        if peft and delta:
+            raise OptionError(f"peft={peft} with delta={delta}: an adapter goes on one model; give one of the two")
+        super()._create_model(pretrained, delta=delta, revision=revision, **options)
+        if peft:
+            model: Any = with_adapter(self.model, peft, revision=revision)
+            # The base has been tied when it was loaded. HFLM ties it once more after this, which fails where the
+            # adapter is on one of the tied layers, and would undo what an adapter with layers of its own has parted.
+            model.tie_weights = lambda *_, **__: None
+            self._model = model
 
     @functools.cached_property
     def sampler(self) -> PowerSampler:

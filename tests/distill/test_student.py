@@ -12,9 +12,10 @@ from distilling import run, sample_store, save_model
 from huggingface_hub import ModelCard
 from models import CONFIGS, make_model
 
+from lm_power.adapters import reason
 from lm_power.config import OptionError
 from lm_power.distill.options import DistillConfig
-from lm_power.distill.student import PROJECTIONS, _reason, load_student, target_modules
+from lm_power.distill.student import PROJECTIONS, load_student, target_modules
 from lm_power.fingerprint import fingerprint
 
 SMALL = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -158,5 +159,5 @@ def test_a_reason_does_not_end_in_a_colon() -> None:
         "Error(s) in loading state_dict for Peft:\n\tsize mismatch for a: 1 and 2.\n\tsize mismatch for b."
     )
     told = "Error(s) in loading state_dict for Peft: size mismatch for a: 1 and 2 (and 1 more)"
-    assert _reason(error) == told
-    assert _reason(ValueError("One:\n two.")) == "One: two" and _reason(KeyError()) == "KeyError"
+    assert reason(error) == told
+    assert reason(ValueError("One:\n two.")) == "One: two" and reason(KeyError()) == "KeyError"
