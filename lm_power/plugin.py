@@ -93,11 +93,11 @@ def add_checks(evaluator: ModuleType) -> None:
             from lm_power.harness.preflight import prepare
 
             samples = isinstance(given.get("model"), str) and given["model"] in MODELS
-            names = ("model_args", "tasks", "task_manager", "gen_kwargs")
-            given["tasks"] = prepare(samples, tasks_folder(), *(given.get(name) for name in names))
+            rest: dict[str, Any] = {n: given.get(n) for n in ("model_args", "tasks", "task_manager", "gen_kwargs")}
+            given["tasks"] = prepare(samples, tasks_folder(), **rest)
         return evaluate(**given)
 
-    evaluator.simple_evaluate = simple_evaluate
+    vars(evaluator)["simple_evaluate"] = simple_evaluate
 
 
 def add_short_errors(command: ModuleType) -> None:

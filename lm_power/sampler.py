@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ from lm_power.config import OptionError, SamplerConfig
 from lm_power.decoding import FinishedBy
 from lm_power.engine import Counters, Engine, StopStrings
 from lm_power.engine.attention import prefer_spans
+from lm_power.engine.device import default_device
 from lm_power.engine.fallback import tried_backend
 from lm_power.engine.halving import halving
 from lm_power.engine.memory import rows_that_fit
@@ -97,18 +99,19 @@ class PowerSampler:
                 goes to NVIDIA GPUs gets `"lm_power"` (see `lm_power.engine.attention`) where it can have it; any
                 other, what transformers chooses.
         """
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         if "device_map" not in model_options:
-            model_options["device_map"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            model_options["device_map"] = device or default_device()
         model: Any = AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, **model_options)
         if model_options.get("attn_implementation") is None:
             prefer_spans(model)
         if peft is not None:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, peft)
+            with warnings.catch_warnings():  # peft uses a name that transformers is about to move
+                warnings.simplefilter("ignore", FutureWarning)
+                model = PeftModel.from_pretrained(model, peft)
         revision = {k: v for k, v in model_options.items() if k in ("revision", "trust_remote_code", "token")}
         tokenizer = AutoTokenizer.from_pretrained(pretrained, **revision)
         return cls(model, tokenizer, max_rows=max_rows, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
