@@ -181,7 +181,7 @@ class DistillTrainer(Trainer):
 
     def publish(self) -> None:
         """Upload the result, without checkpoints, and without the files that name folders of this machine."""
-        if self.is_world_process_zero():
+        if self.is_world_process_zero() and self.hub_model_id is not None:  # Trainer's name for push_to_hub
             self.create_model_card()
             assert self.hub_model_id is not None
             HfApi().upload_folder(

@@ -97,7 +97,7 @@ def add_checks(evaluator: Any) -> None:
             given["tasks"] = prepare(samples, tasks_folder(), *asked)
         return evaluate(**given)
 
-    evaluator.simple_evaluate = simple_evaluate
+    vars(evaluator)["simple_evaluate"] = simple_evaluate
 
 
 def add_short_errors(command: Any) -> None:

@@ -14,6 +14,7 @@ from lm_power.config import OptionError, SamplerConfig
 from lm_power.decoding import Decoder, FinishedBy
 from lm_power.engine import BatchShape, Counters, Engine, HFBackend, StopStrings
 from lm_power.engine.attention import prefer_spans
+from lm_power.engine.device import default_device
 from lm_power.engine.fallback import tried_backend
 from lm_power.engine.halving import halving
 from lm_power.engine.memory import rows_that_fit
@@ -114,11 +115,10 @@ class PowerSampler:
                 goes to NVIDIA GPUs gets `"lm_power"` (see `lm_power.engine.attention`) where it can have it; any
                 other, what transformers chooses.
         """
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         if "device_map" not in model_options:
-            model_options["device_map"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            model_options["device_map"] = device or default_device()
         model: Any = AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, **model_options)
         if model_options.get("attn_implementation") is None:
             prefer_spans(model)

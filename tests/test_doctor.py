@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lm_power import cli
-from lm_power.doctor import checks
+from lm_power.doctor import checks, machine
 from lm_power.doctor.command import NEEDED, PARTS, table
 from lm_power.engine import attention
 from lm_power.sandbox import runner
@@ -140,7 +140,7 @@ def setting(**changes) -> checks.Setting:
 )
 def test_which_cpus_emulate_bfloat16(monkeypatch, flags, units):
     """Guards: AVX512 taken for AVX512-BF16; float32 advised where bfloat16 is several times faster."""
-    monkeypatch.setattr(checks, "_cpuinfo", lambda: ["model name : X", f"flags\t\t: fpu {flags}"])
+    monkeypatch.setattr(machine, "cpuinfo", lambda: ["model name : X", f"flags\t\t: fpu {flags}"])
     monkeypatch.setattr(
         checks, "_seconds", lambda dtype, device: 3.0 if (dtype == torch.float32) == bool(units) else 1.0
     )
@@ -153,7 +153,7 @@ def test_which_cpus_emulate_bfloat16(monkeypatch, flags, units):
 
 def test_threads_and_a_busy_neighbour(monkeypatch):
     """Guards: a machine ten times as slow as it could be, and nobody who says why."""
-    monkeypatch.setattr(checks, "_cores", lambda: 4)
+    monkeypatch.setattr(machine, "cores", lambda: 4)
     for threads, load, verdict, remedy in (
         (4, 0.1, "works", ""),
         (8, 0.1, "fails", "OMP_NUM_THREADS=4"),

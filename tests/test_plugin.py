@@ -259,6 +259,7 @@ def test_our_folder_is_read_once(wheel):
             importlib.reload(lm_power._autoload)
             import lm_eval.models
             import lm_eval.tasks.manager as manager
+            import lm_eval._cli.harness, lm_eval.evaluator
             assert not any("LmEval" in type(finder).__name__ for finder in sys.meta_path), sys.meta_path
             from lm_power.plugin import tasks_folder
             importlib.reload(lm_eval.models)

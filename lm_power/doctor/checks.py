@@ -8,19 +8,19 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
+from lm_power.doctor import machine
 from lm_power.doctor.command import PARTS
 from lm_power.engine.attention import check_kernel
 from lm_power.engine.backend import HFBackend
+from lm_power.engine.device import default_device
 from lm_power.engine.fallback import try_draw, try_recorded_steps
 from lm_power.engine.memory import free_memory, rows_that_fit, total_memory
 
@@ -68,7 +68,7 @@ class Setting:
             raise ValueError(f"--dtype {dtype}: must be auto, float32, bfloat16 or float16")
         if max_new_tokens < 1:
             raise ValueError(f"--max-new-tokens {max_new_tokens}: must be >= 1")
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        chosen = device or default_device()
         try:
             where = torch.device(chosen)
         except RuntimeError as error:
@@ -80,18 +80,6 @@ class Setting:
                 f"--device {chosen}: torch {torch.__version__} sees {torch.cuda.device_count()} NVIDIA GPUs"
             )
         return cls(where, model, dtype, max_new_tokens)
-
-
-def machine(setting: Setting) -> dict[str, str]:
-    """What machine and packages there are."""
-    names = ("lm-power", "torch", "transformers", "lm-eval", "peft", "accelerate", "triton", "vllm")
-    cuda = setting.device.type == "cuda"
-    return {
-        "system": f"{platform.platform()}, Python {platform.python_version()}",
-        "processor": f"{_processor()}, {_cores()} cores for this process",
-        "device": torch.cuda.get_device_name(setting.device) if cuda else "cpu",
-        "packages": ", ".join(f"{name} {version}" for name in names if (version := _version(name))),
-    }
 
 
 def examine(setting: Setting) -> list[Finding]:
@@ -134,7 +122,7 @@ def _packages(setting: Setting) -> Finding:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         needed += 1
-        version = _version(requirement.name)
+        version = machine.version(requirement.name)
         if version is None or not requirement.specifier.contains(version, prereleases=True):
             missing.append(f"{requirement.name}{requirement.specifier} ({version or 'not installed'})")
     if missing:
@@ -153,7 +141,7 @@ def _plugin(setting: Setting) -> Finding:
 
 
 def _threads(setting: Setting) -> Finding:
-    cores, threads, named = _cores(), torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    cores, threads, named = machine.cores(), torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     seen = f"{threads} of torch's threads on {cores} cores, OMP_NUM_THREADS {'is ' + named if named else 'is not set'}"
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     seen += f"; load {busy:.1f}"
@@ -234,11 +222,11 @@ def _bfloat16(setting: Setting) -> Finding:
     seen = f"a product takes 1/{ratio:.1f} of its time in float32" if ratio >= 1 else f"is {1 / ratio:.1f} times slower"
     if setting.device.type == "cuda":
         return Finding("bfloat16", "works", seen)
-    units = _bfloat16_units()
+    units = machine.bfloat16_units()
     if units is not None:
         return Finding("bfloat16", "works", f"{seen}; this CPU has {units}, so it is not emulated", "dtype=bfloat16")
     remedy = "dtype=float32, if memory allows" if ratio < 1.1 else ""
-    if not _cpuinfo():
+    if not machine.cpuinfo():
         return Finding("bfloat16", "works", f"{seen}; this system does not tell whether it is emulated", remedy)
     return Finding("bfloat16", "works", f"{seen}; this CPU has neither AMX nor AVX512-BF16, and emulates it", remedy)
 
@@ -296,7 +284,7 @@ def _optional(name: str, setting: Setting) -> Finding:
     if importlib.util.find_spec(name) is None:
         return Finding(name, "absent", "is not installed", f"pip install {name}, if you want it")
     importlib.import_module(name)
-    return Finding(name, "works", f"version {_version(name) or 'unknown'} imports")
+    return Finding(name, "works", f"version {machine.version(name) or 'unknown'} imports")
 
 
 def _model(setting: Setting) -> Finding:
@@ -382,33 +370,3 @@ def _seconds(dtype: torch.dtype, device: torch.device) -> float:
 
     once()
     return min(once() for _ in range(5))
-
-
-def _bfloat16_units() -> str | None:
-    """The CPU's units for products in bfloat16, as Linux lists them; None where it lists none."""
-    known = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "BF16 (Arm)"}
-    lists = [line for line in _cpuinfo() if line.partition(":")[0].strip() in ("flags", "Features")]
-    flags = set(lists[0].partition(":")[2].split()) if lists else set()
-    found = [name for flag, name in known.items() if flag in flags]
-    return " and ".join(found) or None
-
-
-def _processor() -> str:
-    named = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
-
-
-def _cpuinfo() -> list[str]:
-    file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.exists() else []
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: a device or dtype that does not exist.
     """
     # Here, and not above: torch would slow down `lm-power --help`.
-    from lm_power.doctor.checks import Setting, examine, machine
+    from lm_power.doctor.checks import Setting, examine
+    from lm_power.doctor.machine import describe
 
     if "model" in arguments.require and arguments.model is None:
         raise UserError("--require model: which one? add --model ID")
@@ -77,9 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
     missed = [finding.part for finding in findings if finding.part in asked and finding.verdict != "works"]
     if arguments.json:
         rows = [{**vars(finding), "asked": finding.part in asked} for finding in findings]
-        print(json.dumps({"machine": machine(setting), "findings": rows, "missed": missed}, indent=2))
+        print(json.dumps({"machine": describe(setting.device), "findings": rows, "missed": missed}, indent=2))
         return int(bool(missed))
-    for name, value in machine(setting).items():
+    for name, value in describe(setting.device).items():
         print(f"{name + ':':10} {value}")
     print()
     print(table([(f.part, f.verdict, f.why, f.remedy) for f in findings]))

@@ -27,14 +27,12 @@ from typing import Any
 from lm_power.grading.math_answers import extract_answer
 from lm_power.grading.math_readings import Pair, readings, settled
 from lm_power.grading.math_spelling import tidy
+from lm_power.grading.math_worker import PATIENCE
 
 logger = logging.getLogger(__name__)
 
 TIME_LIMIT = 5.0
 """Default limit for one comparison, seconds of CPU time."""
-
-PATIENCE = 4
-"""Wall-clock time that a comparison may take, in time limits: other programs may use the CPU too."""
 
 START_LIMIT = 120.0
 """Seconds that a worker may take to start: imports take about one, on a machine that does nothing else."""

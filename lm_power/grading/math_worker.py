@@ -22,6 +22,9 @@ from typing import Any
 MEMORY_LIMIT = 4 << 30
 """Address space, bytes: a power tower ends in MemoryError here and does not starve the evaluation."""
 
+PATIENCE = 4
+"""Wall-clock time that a comparison may take, in time limits: other programs may use the CPU too."""
+
 Compare = Callable[[str, str], bool]
 
 
@@ -87,7 +90,7 @@ def main() -> None:
 
     for line in sys.stdin.buffer:
         job = json.loads(line)
-        arm_alarms(job["limit"], 4 * job["limit"] + 1)
+        arm_alarms(job["limit"], PATIENCE * job["limit"] + 1)  # the parent, if it lives, gives up before
         try:
             message: dict[str, Any] = {"correct": compare(job["answer"], job["gold"])}
         except Exception as error:  # sympy raises everything, RecursionError and MemoryError included

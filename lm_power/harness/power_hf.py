@@ -20,6 +20,7 @@ from lm_power.completion import Completion, padding_completion
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine import BatchShape
 from lm_power.engine.attention import prefer_spans
+from lm_power.engine.device import default_device
 from lm_power.fingerprint import fingerprint
 from lm_power.harness.options import Plan, decoding_overruled, plan_generation, split_model_args, store_folder
 from lm_power.identity import Identity
@@ -72,9 +73,8 @@ class PowerHF(HFLM):
         check_batch_shape(batch_shape)
         self._completions = store_folder({"completions": completions})
         self._most_rows = theirs.get("max_batch_size")
-        if theirs.get("device") is None and not torch.cuda.is_available():
-            # HFLM would ask for "cuda" all the same.
-            theirs["device"] = "mps" if torch.backends.mps.is_available() else "cpu"
+        if theirs.get("device") is None:  # HFLM would ask for "cuda" even where there is none
+            theirs["device"] = default_device()
         super().__init__(pretrained, **theirs)
         if isinstance(pretrained, str) and theirs.get("attn_implementation") is None:
             prefer_spans(self.model)
