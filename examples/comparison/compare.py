@@ -1,6 +1,6 @@
 """All methods on the pocket model at equal cost: accuracy against tokens decoded, beside votes and best-of-N.
 
-    python examples/comparison/compare.py --output comparison        # about a quarter of an hour of one core, offline
+    python examples/comparison/compare.py --output comparison        # about ten minutes of one core, offline
 
 It may be killed and started again: what is in the stores of OUTPUT is not drawn twice. Written there at the end:
 table.md, figure.svg and figure.png.
