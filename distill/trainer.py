@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -23,6 +24,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from lm_power.config import OptionError, check_names
 from lm_power.distill.loss import learnt_tokens, negative_log_likelihood
 from lm_power.distill.options import DistillConfig
+from lm_power.distill.parallel import together
 from lm_power.distill.windows import Batches, TrainingData, Window, collate, shuffled
 
 logger = logging.getLogger(__name__)
@@ -176,6 +178,19 @@ class DistillTrainer(Trainer):
         loss = math.fsum(nats for nats, _ in shares) / sum(tokens for _, tokens in shares)
         metrics = {f"{options.get('metric_key_prefix', 'eval')}_loss": loss}
         return EvalLoopOutput(np.empty(0), None, metrics, len(self._data.validation))
+
+    def ending_together(self, work: Callable[[], None]) -> None:
+        """Do what writes files, by `parallel.together`: a full disk on one process ends all.
+
+        Not for sharded weights, whose processes wait for one another as they write; there it is the launcher's part.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            work()
+        else:
+            together(work)
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        self.ending_together(functools.partial(super()._save_checkpoint, *arguments, **options))
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Our own card, also when Trainer uploads the folder."""
