@@ -36,15 +36,16 @@ def _same_model(one: str, other: str) -> bool:
 def attach_verdicts(stored: list[Drawn], logged: dict[Path, list[Drawn]]) -> list[Drawn]:
     """The completions to learn from; stored ones know what the samples files of their run tell of them.
 
-    They are matched by the texts of prompt and completion: a task grades equal texts alike.
+    They are matched by the texts of prompt and completion, since a task grades equal texts alike; or by self-reward and
+    cost, since a log of lm-power 0.1 has a completion without the thinking section that `think_end_token` ended.
     """
-    texts = {(one.prompt, one.text) for one in stored}
-    verdicts: dict[tuple[str, str], bool | None] = {}
+    known_names = {name for one in stored for name in _names(one)}
+    verdicts: dict[tuple[Any, ...], bool | None] = {}
     problems: dict[str, str | None] = {}
     others: list[Drawn] = []
     for file, drawn in logged.items():
         own = [one for one in drawn if not one.is_padding]
-        missing = [one for one in own if (one.prompt, one.text) not in texts]
+        missing = [one for one in own if known_names.isdisjoint(_names(one))]
         if len(missing) == len(own):
             others += drawn
             continue
@@ -55,14 +56,24 @@ def attach_verdicts(stored: list[Drawn], logged: dict[Path, list[Drawn]]) -> lis
                 "one kind of file"
             )
         for one in own:
-            verdicts[one.prompt, one.text] = one.correct
+            verdicts |= dict.fromkeys(_names(one), one.correct)
             problems[one.prompt] = one.problem
         logger.info("%s: read for the verdicts on completions that are in the stores", file)
     known = [
-        dataclasses.replace(one, correct=verdicts.get((one.prompt, one.text)), problem=problems.get(one.prompt))
+        dataclasses.replace(
+            one,
+            correct=next((verdicts[name] for name in _names(one) if name in verdicts), None),
+            problem=problems.get(one.prompt),
+        )
         for one in stored
     ]
     return [*known, *others]
+
+
+def _names(one: Drawn) -> list[tuple[Any, ...]]:
+    """What a completion is known by in a store and in a samples file alike, the surest first."""
+    by_numbers = [] if one.self_reward is None else [(one.prompt, one.self_reward, one.tokens_decoded)]
+    return [(one.prompt, one.text), *by_numbers]
 
 
 def shared_settings(drawn: Sequence[Drawn], mixed: bool) -> dict[str, Any] | None:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lm_power.distill.samples import PROBLEM_FIELDS, problem_of, prompts_of
-from lm_power.distill.sources import TeacherDataError, find_files, kind_of, read_rows, read_store_lines
+from lm_power.distill.sources import TeacherDataError, find_files, kind_of, read_store_lines
 from lm_power.harness.local_data import normalised
+from lm_power.logs.samples import PROBLEM_FIELDS, problem_of, prompts_of, read_lines
 
 SHORTEST_INSIDE = 16
 """Characters, white space left out, from which on a text is also looked for inside longer ones; a shorter one
@@ -90,7 +90,7 @@ def _prompts(path: Path) -> Iterator[tuple[str, str]]:
     if kind == "store":
         yield from ((drawn.where, drawn.prompt) for drawn in read_store_lines(path))
     elif kind is not None:
-        for where, row in read_rows(path):
+        for where, row in read_lines(path):
             texts = _texts(row)
             if not texts:
                 raise TeacherDataError(

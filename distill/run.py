@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -82,7 +83,7 @@ def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -
     record["results"] = _results(trainer, data, time.perf_counter() - started, checkpoint)
     # Trainer switches the cache off, and a saved model would be slow for ever.
     student.model.config.use_cache = use_cache
-    trainer.save_model(_internal_call=True)
+    trainer.ending_together(functools.partial(trainer.save_model, _internal_call=True))
     on_main(lambda: _finish(record, config, student, trainer))
     if config.push_to_hub is not None:
         trainer.publish()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from lm_power.errors import LMPowerError
-from lm_power.store import StoreError, read_store_file
-
-FINISH_REASONS = ("eos", "stop", "length")
+from lm_power.logs.samples import FINISH_REASONS, parse
+from lm_power.store import read_store_file
 
 
 class TeacherDataError(LMPowerError, ValueError):
@@ -86,7 +85,8 @@ def kind_of(path: Path) -> Literal["store", "samples", "other"] | None:
     """What a file holds, by its first line and not by its name; None for a file without one whole line.
 
     Raises:
-        TeacherDataError: the line is not JSON, or the file cannot be read.
+        LogError: the line is not JSON.
+        TeacherDataError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -98,7 +98,7 @@ def kind_of(path: Path) -> Literal["store", "samples", "other"] | None:
             json.loads(line)
         except ValueError:
             return None
-    row = parse_line(line, f"{path}:1")
+    row = parse(line, f"{path}:1")
     if isinstance(row, dict) and {"key", "prompt_ids", "token_ids"} <= set(row):
         return "store"
     return "samples" if isinstance(row, dict) and {"doc", "resps", "arguments"} <= set(row) else "other"
@@ -108,23 +108,9 @@ def read_store_lines(path: Path) -> list[Drawn]:
     """The completion of each whole line of a store's file.
 
     Raises:
-        TeacherDataError: a line is damaged.
+        StoreError, TeacherDataError: a line is damaged.
     """
-    try:
-        return [_from_record(record, f"{path}:{line}") for line, record in enumerate(read_store_file(path), start=1)]
-    except StoreError as error:
-        raise TeacherDataError(str(error)) from error
-
-
-def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """("file:line", value) of each line of a JSON Lines file that is not blank."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise TeacherDataError(f"{path}: cannot be read ({error.strerror})") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield f"{path}:{number}", parse_line(line, f"{path}:{number}")
+    return [_from_record(record, f"{path}:{line}") for line, record in enumerate(read_store_file(path), start=1)]
 
 
 def _from_record(record: dict[str, Any], where: str) -> Drawn:
@@ -158,14 +144,6 @@ def _from_record(record: dict[str, Any], where: str) -> Drawn:
         self_reward=float(reward),
         tokens_decoded=decoded,
     )
-
-
-def parse_line(line: bytes, where: str) -> Any:
-    """The JSON value of a line, or of a whole file; raises `TeacherDataError` if it is none."""
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise TeacherDataError(f"{where}: is not JSON ({error}); the file is damaged: write it anew") from error
 
 
 def require(where: str, name: str, holds: bool, value: Any, rule: str) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from lm_power.distill.agreement import attach_verdicts, one_model, shared_settings
 from lm_power.distill.contamination import EvaluationSets
 from lm_power.distill.encoding import Encoder, Sample
-from lm_power.distill.samples import read_samples
+from lm_power.distill.samples import read_logged
 from lm_power.distill.sources import Drawn, TeacherDataError, find_files, kind_of, read_store_lines
 from lm_power.distill.tally import Tally, repetition
 
@@ -134,7 +134,8 @@ def read_teacher(
         exclude_prompts_of: evaluation sets that no prompt may occur in (`contamination.EvaluationSets`).
 
     Raises:
-        TeacherDataError: an option is wrong; files are missing, empty, damaged, of several models or settings;
+        LogError, StoreError: a file is damaged.
+        TeacherDataError: an option is wrong; files are missing, empty, of several models or settings;
             the tokenizer is not the teacher's; a prompt occurs in an evaluation set; nothing is left.
     """
     _check_options(select, per_prompt, min_tokens)
@@ -203,7 +204,7 @@ def _read(files: Sequence[Path]) -> tuple[list[Drawn], dict[Path, list[Drawn]]]:
         if kind == "store":
             stored += read_store_lines(file)
         elif kind == "samples":
-            logged[file] = read_samples(file)
+            logged[file] = read_logged(file)
         elif kind is None:
             logger.warning("%s: holds no whole line; left out", file)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -24,6 +25,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from lm_power.config import OptionError, check_names
 from lm_power.distill.loss import learnt_tokens, negative_log_likelihood
 from lm_power.distill.options import CONFIG, DistillConfig
+from lm_power.distill.parallel import together
 from lm_power.distill.record import RECORD
 from lm_power.distill.windows import Batches, TrainingData, Window, collate, shuffled
 
@@ -183,7 +185,6 @@ class DistillTrainer(Trainer):
         """Upload the result, without checkpoints, and without the files that name folders of this machine."""
         if self.is_world_process_zero() and self.hub_model_id is not None:  # Trainer's name for push_to_hub
             self.create_model_card()
-            assert self.hub_model_id is not None
             HfApi().upload_folder(
                 repo_id=self.hub_model_id,
                 folder_path=str(self.args.output_dir),
@@ -191,6 +192,19 @@ class DistillTrainer(Trainer):
                 token=self.args.hub_token,
                 ignore_patterns=["_*", "checkpoint-*", RECORD, CONFIG],
             )
+
+    def ending_together(self, work: Callable[[], None]) -> None:
+        """Do what writes files, by `parallel.together`: a full disk on one process ends all.
+
+        Not for sharded weights, whose processes wait for one another as they write; there it is the launcher's part.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            work()
+        else:
+            together(work)
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        self.ending_together(functools.partial(super()._save_checkpoint, *arguments, **options))
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Our own card, also when Trainer uploads the folder."""

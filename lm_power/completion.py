@@ -105,6 +105,7 @@ class Completion(str):
     steps: Steps
     companions: tuple[Completion, ...]
     is_padding: bool
+    _drawn_text: str | None = None  # where it is another
 
     def __new__(
         cls,
@@ -143,10 +144,17 @@ class Completion(str):
         """`(1/|x|) Σ_t log p(x_t | x_<t)`, nats a token, EOS included (Tomihari & Sato 2026)."""
         return self.sum_log_prob / len(self.log_probs) if self.log_probs else math.nan
 
+    @property
+    def drawn_text(self) -> str:
+        """The text as it was drawn, where `with_text` has put another in its place."""
+        return self._drawn_text or self.text
+
     def with_text(self, text: str) -> Completion:
-        """This completion under another text (a part of it, say)."""
+        """This completion under another text (a part of it, say); `drawn_text` stays."""
         other = Completion(text)
         vars(other).update(vars(self))
+        if text != self.drawn_text:
+            other._drawn_text = self.drawn_text
         return other
 
     def record(self) -> dict[str, Any]:

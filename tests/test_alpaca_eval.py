@@ -9,8 +9,8 @@ import lm_eval
 import pandas
 import pytest
 from lm_eval.api.model import LM
+from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import handle_non_serializable
 
 from lm_power import alpaca_eval, cli
 from lm_power.alpaca_eval import INSTRUCTIONS
@@ -125,7 +125,8 @@ def sample(doc_id, texts=("a", "b"), rewards=(-2.0, -1.0), padding=(), **changes
     """A line of a samples file, of the fields that matter."""
     known = {"self_reward": list(rewards), "finish_reason": ["eos", "length"][: len(texts)]}
     doc = {"instruction": f"Do {doc_id}.\u2028", "dataset": "koala", "lm_power": known, **changes}
-    return {"doc_id": doc_id, "doc": doc, "resps": [[*texts, *padding]]}
+    arguments = {"gen_args_0": {"arg_0": doc["instruction"], "arg_1": {"until": []}}}
+    return {"doc_id": doc_id, "doc": doc, "arguments": arguments, "resps": [[*texts, *padding]]}
 
 
 def write_run(folder, samples, time="2026"):
@@ -203,12 +204,12 @@ def test_incomplete_runs_are_refused(tmp_path, convert):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([sample(0), sample(1), sample(0)], "line 3: document 0 for the second time"),
+        ([sample(0), sample(1), sample(0)], "jsonl:3: document 0 for the second time"),
         ([sample(0), sample(1, instruction="Do 0.\u2028")], "documents 0 and 1 have the same instruction"),
-        ([{"doc_id": 0, "doc": {"problem": "1+1?", "lm_power": {}}, "resps": [["2"]]}], "is no sample of power_alpaca"),
-        ([{"doc_id": 0, "doc": {"instruction": "Do.", "dataset": "koala"}, "resps": [["2"]]}], "is no sample of power"),
-        ([["a list"]], "is no sample of power_alpaca_eval"),
-        ([sample(0, texts=(), rewards=())], "has 0 texts where 0 were drawn"),
+        ([sample(0, dataset=None)], "jsonl:1: is no sample of power_alpaca"),
+        ([sample(0, lm_power=None) | {"filtered_resps": ["a"]}], "jsonl:1: is no sample of power_alpaca"),
+        ([["a list"]], "jsonl:1: is not a line of lm_eval --log_samples"),
+        ([sample(0, texts=(), rewards=())], "0 completions are logged for 0 texts"),
         ([], "is empty"),
     ],
 )
@@ -221,7 +222,7 @@ def test_other_files_are_refused(tmp_path, convert, lines, message):
 def test_torn_lines_are_refused(tmp_path, convert):
     file = write_run(tmp_path, [sample(0), sample(1)])
     file.write_text(file.read_text(encoding="utf-8")[:-20], encoding="utf-8")
-    assert "line 2: is not JSON" in convert(tmp_path, "--allow-incomplete")[2]
+    assert "jsonl:2: is not JSON" in convert(tmp_path, "--allow-incomplete")[2]
 
 
 def test_places_and_outputs_that_cannot_be(tmp_path, convert):
@@ -238,8 +239,11 @@ def test_places_and_outputs_that_cannot_be(tmp_path, convert):
 
 def test_from_a_run_of_lm_eval(tmp_path, data, convert):
     """The samples as lm-eval makes them, with what it adds around ours."""
-    logged = evaluate(Told(), data, gen_kwargs={"n": 2})["samples"]["power_alpaca_eval"]
-    write_run(tmp_path, json.loads(json.dumps(logged, default=handle_non_serializable)))
+    tracker = EvaluationTracker(output_path=str(tmp_path))
+    run = evaluate(Told(), data, gen_kwargs={"n": 2}, evaluation_tracker=tracker)
+    samples = run.pop("samples")
+    tracker.save_results_aggregated(results=run, samples=samples)
+    tracker.save_results_samples(task_name="power_alpaca_eval", samples=samples["power_alpaca_eval"])
     _, written, _ = convert(tmp_path, "--allow-incomplete", "--choose", "best", "--generator", "told")
     assert written == [
         {"instruction": row["instruction"], "output": " answer 1 ", "generator": "told", "dataset": row["dataset"]}

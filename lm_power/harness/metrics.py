@@ -192,12 +192,15 @@ def log_completions(
     (`doc_hash`): a `datasets.Dataset` makes a new dict at each reading, so the hash stays as it was. What
     is added are lists, one entry a completion, in the order of `resps` (padding left out): numbers, strings,
     None for what a model does not tell, and for a completion's cost a dict (`lm_power.completion`: the
-    fields of `Stats`, and `steps`). Without verdicts (None) there is no `correct`.
+    fields of `Stats`, and `steps`). Without verdicts (None) there is no `correct`. `drawn` is there where a text is not
+    as it was drawn, since a thinking section was taken off (`think_end_token`): the texts as they were drawn.
     """
+    drawn = [getattr(completion, "drawn_text", completion) for completion in completions]
     tokens = [getattr(completion, "token_ids", None) for completion in completions]
     doc[LOG_KEY] = {
         **({} if correct is None else {"correct": [float(score) for score in correct]}),
         **({} if answers is None else {"answer": list(answers)}),
+        **({} if drawn == list(completions) else {"drawn": [str(text) for text in drawn]}),
         "self_reward": [self_reward(completion) for completion in completions],
         "finish_reason": [getattr(completion, "finish_reason", None) for completion in completions],
         "tokens": [None if ids is None else len(ids) for ids in tokens],

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from lm_power.config import LENGTH_NAMES, OptionError, SamplerConfig, option_names
 from lm_power.errors import UserError
 from lm_power.identity import Identity
+from lm_power.logs.results import Results
 from lm_power.report.runs import Run
 
 _SAYS_LITTLE = re.compile(r"model|merged|adapter|final|best|last|checkpoint.*|step.*|epoch.*", re.IGNORECASE)
@@ -27,31 +27,18 @@ class Description:
     settings: Mapping[str, Any]
 
 
-def describe_evaluation(config: Mapping[str, Any], model_name: str, generation: Mapping[str, Any]) -> Description:
-    """The description of an lm-eval run.
-
-    Args:
-        config: of the results file.
-        model_name: lm-eval's own name of the model, where the arguments give none.
-        generation: the generation options as they reached the model, task's and `--gen_kwargs` together.
-    """
-    arguments = _arguments(config.get("model_args"))
-    pretrained = arguments.get("pretrained") or arguments.get("model") or model_name
-    model = display_name(str(pretrained), arguments.get("peft"), arguments.get("randomize_weights") is True)
-    told = {name: value for name, value in generation.items() if name != "until"}
-    power = config.get("power_sampler")
-    if isinstance(power, Mapping):
-        length = next((generation[name] for name in LENGTH_NAMES if name in generation), power.get("max_new_tokens"))
-        overridden = {name: value for name, value in generation.items() if name in option_names()}
-        given = {name: value for name, value in power.items() if name != "model"}
-        method, options = _power_options({**given, **overridden, "max_new_tokens": length})
+def describe_evaluation(results: Results, generation: Mapping[str, Any]) -> Description:
+    """The description of an lm-eval run, one of whose requests had these generation options."""
+    drawn, weights, arguments = results.drawing(generation), results.identity, results.model_arguments
+    options = {name: value for name, value in drawn.options.items() if name not in ("until", "stop")}
+    method = drawn.method or ("greedy" if _is_greedy(generation) else "sampled")
+    settings = {
+        "method": method, **options, "model_source": results.content["config"].get("model"), **arguments, **options,
         # Weights that carry one name are told apart by their fingerprint.
-        weights = {"weights": Identity.parse(str(power["model"])).key} if "model" in power else {}
-        settings = {"method": method, **options, "model_source": config.get("model"), **arguments, **options, **weights}
-    else:
-        method = "greedy" if _is_greedy(generation) else "sampled"
-        options = told
-        settings = {"method": method, **told, "model_source": config.get("model"), **arguments}
+        **({"weights": weights.fingerprint} if weights is not None and weights.fingerprint else {}),
+    }  # fmt: skip
+    name = str(arguments.get("pretrained") or arguments.get("model") or results.content.get("model_name"))
+    model = display_name(name, arguments.get("peft"), arguments.get("randomize_weights") is True)
     return Description(model, method, options, {k: v for k, v in settings.items() if k not in _NOT_SETTINGS})
 
 
@@ -132,24 +119,6 @@ def _last_part(path: str) -> str:
     parts = [part for part in PurePath(path).parts if part not in ("/", ".", "..")]
     few = parts[-2:] if parts and _SAYS_LITTLE.fullmatch(parts[-1]) else parts[-1:]
     return "/".join(few) or path
-
-
-def _arguments(model_args: object) -> dict[str, Any]:
-    """lm-eval's `model_args`: a dict, or, of older versions, the text of the command line."""
-    if isinstance(model_args, Mapping):
-        return dict(model_args)
-    parts = [part.split("=", 1) for part in str(model_args or "").split(",") if "=" in part]
-    arguments: dict[str, Any] = {name.strip(): value.strip() for name, value in parts}
-    return arguments | {name: value == "True" for name, value in arguments.items() if value in ("True", "False")}
-
-
-def _power_options(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(method, the options that it uses), defaults filled in."""
-    try:
-        deciding = SamplerConfig(**options).deciding()
-    except (OptionError, TypeError):  # another version's options: better all of them than none
-        deciding = dict(options)
-    return str(deciding.pop("method")), deciding
 
 
 def _is_greedy(generation: Mapping[str, Any]) -> bool:

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm_power.errors import UserError
+from lm_power.logs.results import Results, read_results, time_of
+from lm_power.logs.samples import AGAIN, Document, read_samples
 from lm_power.report.naming import default_label, describe_evaluation
-from lm_power.report.runs import Dataset, Problem, Run
-from lm_power.report.samples import AGAIN, Sample, read_samples
+from lm_power.report.runs import Answer, Dataset, Problem, Run
 from lm_power.report.stored import read_stored_runs
-
-_TIME = r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)"
-_RESULTS = re.compile(rf".+{_TIME}\.json")
-_SAMPLES = re.compile(rf"samples_.+{_TIME}\.jsonl")
 
 
 def read_runs(sources: Sequence[str]) -> list[Run]:
@@ -67,17 +62,16 @@ def _results_files(path: Path) -> list[Path]:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give an lm-eval --output_path, a results file or a store")
     if path.is_file():
-        if not _RESULTS.fullmatch(path.name):
+        if time_of("results", path) is None:
             raise UserError(
                 f"{path}: is not a results file of lm-eval (results_TIME.json); give one, the folder that it is in, or "
                 "the folder of a store"
             )
         return [path]
-    results = [file for file in path.rglob("*.json") if _RESULTS.fullmatch(file.name)]
-    known = {(file.parent, _time(_RESULTS, file)) for file in results}
-    samples = [file for file in path.rglob("samples_*.jsonl") if _SAMPLES.fullmatch(file.name)]
-    for file in sorted(samples):
-        if (file.parent, _time(_SAMPLES, file)) not in known:
+    results = [file for file in path.rglob("*.json") if time_of("results", file)]
+    known = {(file.parent, time_of("results", file)) for file in results}
+    for file in sorted(path.rglob("samples_*.jsonl")):
+        if (time := time_of("samples", file)) and (file.parent, time) not in known:
             raise UserError(
                 f"{file}: has no results file of the same time beside it: the run was cut off, or the file moved "
                 "alone; move the samples away, or name the results files that you want"
@@ -87,24 +81,19 @@ def _results_files(path: Path) -> list[Path]:
             f"{path}: holds no results of lm-eval and no completions; give the --output_path of a finished run with "
             "--log_samples, or the folder of a store (completions=)"
         )
-    return sorted(results, key=lambda file: (_time(_RESULTS, file), file))
-
-
-def _time(pattern: re.Pattern[str], file: Path) -> str:
-    match = pattern.fullmatch(file.name)
-    return match[1] if match else ""
+    return sorted(results, key=lambda file: (time_of("results", file), file))
 
 
 def _read_evaluation(file: Path) -> Iterator[Run]:
     """The runs of one lm-eval command: one a task and filter."""
-    results = _read_json(file)
-    tasks = [task for task, config in results["configs"].items() if config.get("output_type") == "generate_until"]
+    results = read_results(file)
+    configs = results.content["configs"]
+    tasks = [task for task, config in configs.items() if config.get("output_type") == "generate_until"]
     if not tasks:
         raise UserError(
-            f"{file}: none of its tasks ({', '.join(results['configs'])}) generates text; a report compares completions"
+            f"{file}: none of its tasks ({', '.join(configs)}) generates text; a report compares completions"
         )
-    time = _time(_RESULTS, file)
-    samples = {task: file.parent / f"samples_{task}_{time}.jsonl" for task in tasks}
+    samples = {task: file.parent / f"samples_{task}_{results.time}.jsonl" for task in tasks}
     missing = [task for task, path in samples.items() if not path.exists()]
     if missing:
         raise UserError(
@@ -112,51 +101,35 @@ def _read_evaluation(file: Path) -> Iterator[Run]:
             f"still writing them: wait, or {AGAIN}"
         )
     for task, path in samples.items():
-        yield from _read_task(file, results, task, path)
+        yield from _read_task(results, task, path)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-        parts = [results["results"], results["config"], results["configs"], *results["configs"].values()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file}: is not a whole results file of lm-eval ({error!r}); if it is still being written, wait, else "
-            f"{AGAIN}"
-        ) from error
-    if not all(isinstance(part, dict) for part in parts):
-        raise UserError(f"{file}: is not a results file of lm-eval: results, config and configs must be objects")
-    return dict(results)
-
-
-def _read_task(file: Path, results: Mapping[str, Any], task: str, path: Path) -> Iterator[Run]:
-    config = results["configs"][task]
-    by_filter: dict[str, list[Sample]] = {}
-    for sample in read_samples(path, int(config.get("repeats") or 1)):
-        by_filter.setdefault(sample.filter, []).append(sample)
-    expected = results.get("n-samples", {}).get(task, {}).get("effective")
-    for name, samples in by_filter.items():
-        if expected is not None and len(samples) != expected:
+def _read_task(results: Results, task: str, path: Path) -> Iterator[Run]:
+    config = results.content["configs"][task]
+    by_filter: dict[str, list[Document]] = {}
+    for document in read_samples(path, int(config.get("repeats") or 1)):
+        by_filter.setdefault(document.filter, []).append(document)
+    expected = results.content.get("n-samples", {}).get(task, {}).get("effective")
+    for name, documents in by_filter.items():
+        if expected is not None and len(documents) != expected:
             raise UserError(
-                f"{path}: has {len(samples)} documents (filter {name}), {file.name} says {expected}; the file is still "
-                f"being written or was cut: wait, or {AGAIN}"
+                f"{path}: has {len(documents)} documents (filter {name}), {results.path.name} says {expected}; the "
+                f"file is still being written or was cut: wait, or {AGAIN}"
             )
     if not by_filter:
         raise UserError(f"{path}: is empty; {AGAIN}")
-    for name, samples in by_filter.items():
-        yield _make_run(file, results, task, name, sorted(samples, key=lambda sample: sample.problem.doc_id), path)
+    for name, documents in by_filter.items():
+        yield _make_run(results, task, name, sorted(documents, key=lambda document: document.doc_id), path)
 
 
-def _make_run(
-    file: Path, results: Mapping[str, Any], task: str, name: str, samples: Sequence[Sample], path: Path
-) -> Run:
-    problems = tuple(sample.problem for sample in samples)
+def _make_run(results: Results, task: str, name: str, documents: Sequence[Document], path: Path) -> Run:
+    problems = tuple(map(_problem, documents))
     sizes = sorted({len(problem.answers) for problem in problems})
     if len(sizes) > 1:
         raise UserError(f"{path}: documents have {sizes[0]} to {sizes[-1]} completions; every one must have as many")
-    described = describe_evaluation(results["config"], str(results.get("model_name")), samples[0].generation)
-    seconds, note = _seconds(results, problems)
-    version = results.get("versions", {}).get(task)
+    described = describe_evaluation(results, documents[0].generation)
+    seconds, note = _seconds(results.content, problems)
+    version = results.content.get("versions", {}).get(task)
     run = Run(
         label="",
         **vars(described),
@@ -165,14 +138,44 @@ def _make_run(
         task_version=None if version is None else str(version),
         n=sizes[0],
         problems=problems,
-        folder=file.parent,
-        dataset=_dataset(results, task),
-        has_answers=all(sample.has_answers for sample in samples),
+        folder=results.path.parent,
+        dataset=_dataset(results.content, task),
+        has_answers=all(document.has_answers for document in documents),
         seconds=seconds,
-        metrics=_metrics(results["results"].get(task, {}), name),
-        notes=tuple(dict.fromkeys([*note, *(text for sample in samples for text in sample.notes)])),
+        metrics=_metrics(results.content["results"].get(task, {}), name),
+        notes=tuple(dict.fromkeys([*note, *filter(None, map(_verdict_note, documents))])),
     )
     return dataclasses.replace(run, label=default_label(run))
+
+
+def _problem(document: Document) -> Problem:
+    columns = [field.name for field in dataclasses.fields(Answer)]
+    return Problem(
+        doc_id=document.doc_id,
+        doc_hash=document.doc_hash,
+        prompt_hash=document.prompt_hash,
+        prompt=document.prompt,
+        target=document.target,
+        answers=tuple(
+            Answer(
+                sum_log_prob=None if c.self_reward is None or c.tokens is None else c.self_reward * c.tokens,
+                **{name: getattr(c, name) for name in columns if name != "sum_log_prob"},
+            )
+            for c in document.completions
+        ),
+    )
+
+
+def _verdict_note(document: Document) -> str | None:
+    """What is to be said of another task's verdict."""
+    n = len(document.completions)
+    if document.is_ours:
+        return None
+    if n > 1:
+        return f"accuracy: not known, since the task does not log a verdict for each of the {n} completions"
+    if document.verdict_of is None:
+        return f"accuracy: not known, since none of the task's metrics ({', '.join(document.metrics)}) is a verdict"
+    return f"accuracy is the task's {document.verdict_of}"
 
 
 def _seconds(results: Mapping[str, Any], problems: Sequence[Problem]) -> tuple[float | None, list[str]]:

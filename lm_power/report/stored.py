@@ -12,9 +12,9 @@ from typing import Any
 
 from lm_power.completion import Steps
 from lm_power.errors import UserError
+from lm_power.logs.samples import evidence, finite
 from lm_power.report.naming import default_label, describe_store
 from lm_power.report.runs import Answer, Problem, Run
-from lm_power.report.samples import evidence, finite
 from lm_power.store import StoreError, read_store
 
 NO_VERDICTS = "accuracy: not known, since a store holds completions, not a task's verdicts"

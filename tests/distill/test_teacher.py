@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from lm_power.completion import Completion
-from lm_power.distill.teacher import TeacherDataError, read_teacher
+from lm_power.distill.teacher import read_teacher
+from lm_power.errors import LMPowerError
 
 DRAWS = [
     ("2+2=", 0, completion(" so 4", self_reward=-0.5)),
@@ -36,7 +37,7 @@ def texts(data):
 
 
 def refused(*paths, **options) -> str:
-    with pytest.raises(TeacherDataError) as caught:
+    with pytest.raises(LMPowerError) as caught:
         read(*paths, **options)
     return str(caught.value)
 

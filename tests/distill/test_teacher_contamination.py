@@ -5,6 +5,7 @@ from teacher_files import EOS, TOKENIZER, completion, put, sample, write_lines, 
 
 from lm_power.distill.contamination import EvaluationSets
 from lm_power.distill.teacher import TeacherDataError, read_teacher
+from lm_power.errors import LMPowerError
 
 PROBLEM = "Convert the point $(0,3)$ in rectangular coordinates to polar coordinates."
 TEMPLATE = "Can you solve the following math problem? {} Please reason step by step."
@@ -100,7 +101,7 @@ def test_examples_are_shown_and_counted(tmp_path):
 )
 def test_an_evaluation_set_without_prompts_is_refused(tmp_path, name, rows, said):
     """Guards against a check that checks nothing."""
-    with pytest.raises(TeacherDataError) as caught:
+    with pytest.raises(LMPowerError) as caught:
         EvaluationSets([write_lines(tmp_path / name, rows)])
     assert said in str(caught.value)
 

@@ -17,7 +17,9 @@ from teacher_files import (
     write_samples,
 )
 
-from lm_power.distill.teacher import TeacherDataError, read_teacher
+from lm_power.distill.teacher import read_teacher
+from lm_power.errors import LMPowerError
+from lm_power.logs.samples import VERDICTS
 
 OURS = {
     "correct": [0.0, 1.0],
@@ -37,7 +39,7 @@ def read(*paths, tokenizer=TOKENIZER, eos_ids=(EOS,), **options):
 
 
 def refused(*paths, **options) -> str:
-    with pytest.raises(TeacherDataError) as caught:
+    with pytest.raises(LMPowerError) as caught:
         read(*paths, **options)
     return str(caught.value)
 
@@ -133,6 +135,13 @@ def test_verdicts_that_are_not_there(tmp_path):
     assert f"{ungraded}:1" in refused(ungraded, correct_only=True)
 
 
+@pytest.mark.parametrize("name", VERDICTS)
+def test_a_verdict_is_one_under_every_name(tmp_path, name):
+    """Guards readers that disagree: distill knew two of the names that the report takes for verdicts."""
+    path = write_samples(tmp_path, *(sample(n, f"{n}+0=", [f" so {n}"], **{name: float(n)}) for n in range(2)))
+    assert [s.prompt for s in read(path, correct_only=True).samples] == ["1+0="]
+
+
 def test_a_task_that_is_judged_elsewhere_teaches_too(tmp_path):
     """Guards a run of power_alpaca_eval, which logs no verdicts, taken for damaged lines."""
     row = sample(0, "2+2=", [" so 5", " so 4"], OURS)
@@ -155,6 +164,31 @@ def test_store_and_samples_of_one_run(tmp_path):
     assert data.counts == {"read": 3, "without a verdict in the samples files": 1, "graded wrong": 1, "kept": 1}
     assert data.config == line["config"] and len(data.files) == 2
     assert len(read(run, select="all").samples) == 3
+
+
+@pytest.mark.parametrize("told_as_drawn", [True, False])
+def test_thinking_that_was_taken_off_before_grading(tmp_path, told_as_drawn):
+    """Guards `think_end_token`: the log's texts are not the store's, and each completion entered twice or was refused.
+
+    A log of an earlier version does not have the texts as they were drawn.
+    """
+    thoughts = completion("<so 4> so 4", self_reward=-0.25), completion("<so 5> so 5", self_reward=-0.125)
+    run = put(tmp_path, *(("2+2=", repeat, drawn) for repeat, drawn in enumerate(thoughts)))
+    told = {
+        "correct": [1.0, 0.0],
+        "self_reward": [drawn.self_reward for drawn in thoughts],
+        "finish_reason": ["eos", "eos"],
+        "cost": [{"tokens_decoded": drawn.stats.tokens_decoded} for drawn in thoughts],
+        **({"drawn": list(thoughts)} if told_as_drawn else {}),
+    }
+    logged = write_samples(run / "some__model", sample(0, "2+2=", [" so 4", " so 5"], told), **RESULTS)
+    right = read(run, correct_only=True, select="all")
+    assert [s.token_ids for s in right.samples] == [thoughts[0].token_ids]
+    assert read(run, select="all").counts == {"read": 2, "kept": 2}
+    alone = read(logged, select="all").samples
+    assert [s.token_ids for s in alone] == [
+        d.token_ids if told_as_drawn else (*ids(t), EOS) for d, t in zip(thoughts, (" so 4", " so 5"), strict=True)
+    ]
 
 
 def test_samples_of_another_run_are_not_joined(tmp_path):

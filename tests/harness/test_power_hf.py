@@ -198,6 +198,9 @@ def test_think_end_token_cuts_the_text_only(evaluate, marker, stop):
     for whole, part in pairs:
         assert part == (whole.rsplit("e", 1)[1].lstrip() if "e" in whole else whole)
         assert part.token_ids == whole.token_ids and part.log_probs == whole.log_probs
+    # The log has both, so that store and samples of one run can be told to be that.
+    assert cut.samples[0]["doc"]["lm_power"]["drawn"] == [whole.text for whole, _ in pairs]
+    assert "drawn" not in plain.samples[0]["doc"]["lm_power"]
 
 
 def test_randomize_weights(tiny):

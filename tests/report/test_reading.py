@@ -266,14 +266,14 @@ def no_text_generation(folder):
 
 
 BREAKS = {
-    "truncated results": (lambda d: results_of(d).write_text('{"results": {'), "not a whole results file"),
+    "truncated results": (lambda d: results_of(d).write_text('{"results": {'), "is not JSON"),
     "results that are none": (lambda d: results_of(d).write_text("[1]"), "not a whole results file"),
     "results of something else": (
         lambda d: results_of(d).write_text('{"results": {}, "config": {}, "configs": {"a": 1}}'), "must be objects",
     ),
     "no samples": (lambda d: samples_of(d).unlink(), "no samples of pocket_sums"),
     "samples without results": (lambda d: results_of(d).unlink(), "no results file of the same time"),
-    "a torn last line": (lambda d: cut_bytes(samples_of(d)), r"jsonl:3: is not a whole"),
+    "a torn last line": (lambda d: cut_bytes(samples_of(d)), r"jsonl:3: is not JSON .*still being written"),
     "a missing line": (lines_changed(lambda lines: lines.pop()), "has 2 documents .* says 3"),
     "an empty file": (lambda d: samples_of(d).write_text(""), "is empty"),
     "no prompt": (lines_changed(lambda lines: lines[1].pop("arguments")), r"jsonl:2: .*arguments"),
