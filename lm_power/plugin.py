@@ -18,7 +18,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-MODELS = {"power-hf": "lm_power.harness.power_hf:PowerHF"}
+MODELS = {
+    "power-hf": "lm_power.harness.power_hf:PowerHF",
+    "power-api": "lm_power.harness.power_api:PowerAPI",
+}
 TASKS_PACKAGE = "lm_power.tasks"
 
 

@@ -174,12 +174,7 @@ class PowerSampler:
         """
         if isinstance(self.backend, Server):
             return self.backend.resolved(config)
-        if config.explore is not None:
-            raise OptionError(
-                f"explore={config.explore:g}: is for models on a server, whose proposals reach a part of the tokens; "
-                "here they reach all: leave it out"
-            )
-        return config
+        return reaching_all(config)
 
     @property
     def engine_options(self) -> dict[str, Any]:
@@ -388,6 +383,16 @@ def check_batch_shape(batch_shape: object) -> None:
     shapes = get_args(BatchShape)
     if batch_shape not in shapes:
         raise OptionError(f"batch_shape={batch_shape!r}: must be {' or '.join(shapes)}")
+
+
+def reaching_all(config: SamplerConfig) -> SamplerConfig:
+    """The same options, for an engine whose proposals reach every token. Raises `OptionError` for `explore`."""
+    if config.explore is not None:
+        raise OptionError(
+            f"explore={config.explore:g}: is for models on a server, whose proposals reach a part of the tokens; here "
+            "they reach all: leave it out"
+        )
+    return config
 
 
 def find_eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:

@@ -11,6 +11,7 @@ import queue
 import re
 import ssl
 import threading
+import weakref
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -180,10 +181,12 @@ class HTTPClient:
         self._headers = {**({"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}), **(headers or {})}
         self._done: queue.SimpleQueue[tuple[int, Answer | Exception]] = queue.SimpleQueue()
         self._tasks: dict[int, Future[None]] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: list[aiohttp.ClientSession] = []  # the one, once there is a need for it
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="lm-power queries", daemon=True)
         self._thread.start()
+        # Also where nobody calls `close`: when nothing refers to the client any more, or at the end of the process.
+        self._end = weakref.finalize(self, _end, self._loop, self._thread, self._sessions)
 
     def add(self, number: int, query: Query) -> None:
         """Send a query, and try again as long as there is hope."""
@@ -214,13 +217,8 @@ class HTTPClient:
 
     def close(self) -> None:
         """Give up what is under way, close all connections, and end the thread."""
-        if self._loop.is_closed():
-            return
         self.abort(list(self._tasks))
-        self.call(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._end()
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine, run in the loop."""
@@ -310,15 +308,16 @@ class HTTPClient:
     ) -> Any:
         import aiohttp
 
-        if self._session is None:
+        if not self._sessions:
             timeout = aiohttp.ClientTimeout(total=self._timeout, sock_connect=_CONNECT)
             context: Any = self._verify
             if isinstance(context, str):
                 context = ssl.create_default_context(cafile=context)
             connector = aiohttp.TCPConnector(limit=0, ssl=context)  # the rows are the limit
-            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers)
+            self._sessions.append(aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers))
+        (session,) = self._sessions
         try:
-            async with self._session.request(method, place.base + path, json=body, headers=headers) as response:
+            async with session.request(method, place.base + path, json=body, headers=headers) as response:
                 status, raw = response.status, await response.read()
                 after = response.headers.get("Retry-After", "")
         except asyncio.TimeoutError as error:
@@ -336,13 +335,24 @@ class HTTPClient:
         except ValueError as error:
             raise Transient(f"an answer that is not JSON: {self.clean(text)[:80]!r}") from error
 
-    async def _close(self) -> None:
+
+def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread, sessions: Sequence[aiohttp.ClientSession]) -> None:
+    """Cancel what is under way, close the connections, and end the loop and its thread."""
+
+    async def close() -> None:
         pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
+        for session in sessions:
+            await session.close()
+        loop.stop()
+
+    closing = asyncio.run_coroutine_threadsafe(close(), loop)
+    if threading.current_thread() is not thread:  # it is where the loop itself has dropped the last reference
+        thread.join()
+        closing.cancel()
+        loop.close()
 
 
 def entries(listed: Any) -> list[Mapping[str, Any]]:
