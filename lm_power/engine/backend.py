@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 # A float64 model still takes norms and eager softmax in float32.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
 
+_VERIFIED = 9  # tokens of the rows that the comparison decodes
+_NARROW = 3  # tokens that a sliding window is narrowed to for it
+_SPANNED = 1024  # tokens up to which a window that cannot be narrowed is spanned
+
 # A layer that reads another layer's keys and values (Gemma 3n, 4), in transformers that have a class for it.
 _SHARING: tuple[type, ...] = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
 
@@ -234,20 +238,58 @@ class HFBackend:
                 limit = min(filter(None, (limit, original)), default=None)
         return limit
 
-    @torch.inference_mode()
     def _verify(self) -> None:
-        """Decode three ragged rows, one of them rewound, and compare with full forward passes."""
-        device, size = self.input_device, 9
+        """Compare decoding in rows with full forward passes, also where a sliding window has left tokens behind.
+
+        Real windows have thousands of tokens, too many to read at each start. So the window is narrowed for a second
+        comparison, in the configuration, from which both ways make their masks. A model that keeps its window elsewhere
+        gives the same logits then; its own window is spanned if it is short.
+        """
+        plain = self._compare(_VERIFIED)
+        windows = self._windows()
+        if not windows:
+            return
+        before = {name: getattr(self.config, name) for name in windows}
+        try:
+            for name in windows:
+                setattr(self.config, name, _NARROW)
+            narrowed = self._compare(_VERIFIED)
+        finally:
+            for name, window in before.items():
+                setattr(self.config, name, window)
+        if not torch.equal(plain, narrowed):
+            return
+        longest = max(windows.values()) + _VERIFIED
+        if longest <= _SPANNED and (self.max_positions is None or longest <= self.max_positions):
+            self._compare(longest)
+        elif "sliding_attention" in (getattr(self.config, "layer_types", None) or ()):
+            window = max(windows.values())
+            logger.warning("%s: that its sliding window of %d tokens is kept could not be checked", self.name, window)
+
+    def _windows(self) -> dict[str, int]:
+        """The window lengths, tokens, that the configuration sets, by name."""
+        lengths = {name: getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size")}
+        return {name: length for name, length in lengths.items() if isinstance(length, int) and length > 0}
+
+    @torch.inference_mode()
+    def _compare(self, size: int) -> Tensor:
+        """Decode three ragged rows of up to `size` tokens, one of them rewound, and compare with full forward passes.
+
+        Returns:
+            [vocabulary] logits of the last token of the first row's full pass.
+        """
+        device, behind = self.input_device, size - _VERIFIED
         mixed = torch.arange(3 * size, device=device).view(3, size) * 7919 + 13
         tokens = mixed % self.vocabulary
-        start = torch.tensor([1, 4, 2], device=device)
+        start = torch.tensor([1, 4, 2], device=device) + behind
         cache = RowCache(self.shapes, rows=3, length=size)
         for row, stop in enumerate(start.tolist()):
-            self.prefill(cache, row, tokens[row, :stop].tolist(), chunk=3)
-        cache.save(1, 2, 4)
-        slots = torch.tensor([[cache.trash], [3], [cache.trash]], device=device)
+            self.prefill(cache, row, tokens[row, :stop].tolist(), chunk=max(3, behind))
+        rewound = 3 + behind
+        cache.save(1, rewound - 1, rewound + 1)
+        slots = torch.tensor([[cache.trash], [rewound], [cache.trash]], device=device)
         idle = torch.zeros_like(slots)
-        self.forward(cache, 0, idle, torch.where(slots == 3, slots, idle), slots, size)
+        self.forward(cache, 0, idle, torch.where(slots == rewound, slots, idle), slots, size)
         cache.restore(1)
         worst = spread = 0.0
         reference = [self.model(input_ids=tokens[row : row + 1], use_cache=False).logits[0] for row in range(3)]
@@ -273,3 +315,4 @@ class HFBackend:
                 f"{worst:.3g} nats (tolerance {tolerance:.3g}); its cache or masks work in a way the engine does "
                 f"not know, and its samples would be wrong{self._other_attention()}"
             )
+        return reference[0][-1]

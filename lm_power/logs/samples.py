@@ -168,7 +168,7 @@ def finite(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def evidence(diagnostics: Any) -> dict[str, float | None]:
+def evidence(diagnostics: Any) -> dict[str, Any]:
     """Of a method's own numbers, those that have a field of a completion; runs of earlier versions have none."""
     numbers = diagnostics if isinstance(diagnostics, Mapping) else {}
     return {name: finite(numbers.get(name)) for name in ("log_z", "kl_from_proposal")}
@@ -193,7 +193,7 @@ def _document(line: Mapping[str, Any], where: str, repeats: int | None) -> Docum
     else:
         own = texts[:repeats]
         # Of several completions it cannot be told whose verdict it is.
-        facts = {"correct": verdict, "answer": _filtered(line, own[0])} if len(own) == 1 else {}
+        facts: dict[str, Any] = {"correct": verdict, "answer": _filtered(line, own[0])} if len(own) == 1 else {}
         completions = tuple(Logged(text, text, **facts) for text in own)
     digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
     return Document(

@@ -9,10 +9,11 @@ import random
 import pytest
 import torch
 from models import CONFIGS, EOS, REFUSED, VOCABULARY, WINDOW, make_model, with_lora
+from transformers.masking_utils import causal_mask_function
 
 from lm_power import Completion, PowerSampler
 from lm_power.config import OptionError
-from lm_power.engine import Engine, HFBackend, UnsupportedModelError
+from lm_power.engine import Engine, HFBackend, UnsupportedModelError, masks
 
 # (architecture, attention): Gemma 2 has no sdpa, whose kernels know no softcapping.
 SERVED = [(name, kind) for name in CONFIGS for kind in ("sdpa", "eager") if (name, kind) != ("gemma2", "sdpa")]
@@ -219,3 +220,57 @@ def test_no_false_refusal_of_nearly_flat_weights(name, dtype):
     config = CONFIGS[name]()
     config.initializer_range = 0.02
     HFBackend(type(make_model(name))(config).to(dtype).eval())
+
+
+def without_window(real):
+    """Rows see all that went before, whatever the layer's window."""
+    return lambda *args, **named: real(*args, **{**named, "mask_function": causal_mask_function})
+
+
+def window_of_one_more(real):
+    """Rows see one token beyond the window, where there is one."""
+
+    def mask(positions, additive, **named):
+        inner = named["mask_function"]
+
+        def wider(row, head, query, key):
+            return inner(row, head, query, key) | (inner(row, head, query - 1, key) & (key <= query))
+
+        return real(positions, additive, **{**named, "mask_function": wider})
+
+    return mask
+
+
+@pytest.mark.parametrize("breaks", [without_window, window_of_one_more])
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("mistral", "sdpa"), ("mistral", "eager"), ("qwen2-sliding", "lm_power"), ("gemma2", "eager"), ("gemma3", "sdpa")],
+)
+def test_a_wrong_window_is_found_at_load(monkeypatch, name, attention, breaks):
+    """Guards the check at load, which decodes 9 tokens: a mask that forgets real windows must not pass it."""
+    model = make_model(name, attention)
+    model.config.sliding_window = 4096
+    HFBackend(model)
+    assert model.config.sliding_window == 4096
+    monkeypatch.setattr(masks, "_row_mask", breaks(masks._row_mask))
+    with pytest.raises(UnsupportedModelError, match="decoding in rows differs from a full forward pass"):
+        HFBackend(model)
+    assert model.config.sliding_window == 4096
+    HFBackend(make_model("llama", attention))  # which has no window
+
+
+def test_a_window_that_is_kept_elsewhere_is_spanned(monkeypatch, caplog):
+    """Guards a model whose masks do not read the window from its configuration: it is spanned, or that is said."""
+    spans, compare = [], HFBackend._compare
+
+    def as_if_elsewhere(self, size):
+        spans.append(size)
+        return compare(self, size) * 0
+
+    monkeypatch.setattr(HFBackend, "_compare", as_if_elsewhere)
+    model = make_model("qwen2-sliding")
+    HFBackend(model)
+    assert spans == [9, 9, WINDOW + 9] and not caplog.records
+    model.config.sliding_window = 4096
+    HFBackend(model)
+    assert spans[3:] == [9, 9] and "could not be checked" in caplog.text
