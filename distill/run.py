@@ -21,6 +21,7 @@ from lm_power.distill.curve import draw_losses
 from lm_power.distill.options import DistillConfig
 from lm_power.distill.parallel import on_main, say
 from lm_power.distill.record import Record
+from lm_power.distill.sources import find_files, kind_of
 from lm_power.distill.student import Student, load_student
 from lm_power.distill.teacher import TeacherData, read_teacher
 from lm_power.distill.trainer import DistillTrainer, LossWatch, training_arguments
@@ -49,6 +50,7 @@ def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -
     if earlier is not None and earlier["results"]:
         say(f"The run in {config.output} is finished: there is nothing to resume.")
         return earlier
+    on_main(lambda: _check_files(config))
     dtype = torch.bfloat16 if arguments.bf16 and not config.full else torch.float32
     student = load_student(config, dtype)
     teacher = on_main(lambda: _read(config, student))
@@ -89,6 +91,13 @@ def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -
         trainer.publish()
     say(closing_table(record))
     return record
+
+
+def _check_files(config: DistillConfig) -> None:
+    """Look for all files before a model is loaded, which can take minutes."""
+    for paths in filter(None, (config.data, config.exclude_prompts_of)):
+        for file in find_files(paths):
+            kind_of(file)
 
 
 def _read(config: DistillConfig, student: Student) -> TeacherData:

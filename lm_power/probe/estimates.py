@@ -1,4 +1,4 @@
-"""The covariance probe: does power sampling raise what co-varies with self-reward, and only that?
+"""The covariance probe: test whether power sampling raises just the rewards that co-vary with self-reward.
 
 Two experiments of Tomihari & Sato (2026), on completions that are stored already, and on any model:
 
@@ -7,7 +7,7 @@ Two experiments of Tomihari & Sato (2026), on completions that are stored alread
   rise in proportion to that covariance.
 * `slope_and_covariance`: Proposition 4 itself, `d/dα E_π[r] = Cov_π(r, log p)`, for any reward.
 
-**What is standardised over what.** Proposition 4 holds for each prompt by itself, so every covariance here is taken
+**How values are standardised.** Proposition 4 holds for each prompt by itself, so every covariance here is taken
 within a prompt and then averaged over the prompts, each counting once: sampling cannot use the fact that some prompts
 have higher self-rewards than others. Hash and self-reward are therefore standardised by their standard deviation
 within prompts (square root of the mean variance within a prompt), and by one constant for all prompts: a constant per
@@ -54,7 +54,7 @@ class Point:
         weight: w, from −1 to 1; r_w has variance 1 but for the chance covariance of hash and self-reward.
         covariance: `Cov(r_w, z(self-reward))` within base prompts.
         log_prob_covariance: `Cov(r_w, log p)` within base prompts, nats: Proposition 4's slope in alpha.
-        gain: mean of r_w over power completions less that over base completions.
+        gain: mean of r_w over power completions minus that over base completions.
     """
 
     weight: float
@@ -101,7 +101,7 @@ class Probe:
 
 
 def hash_reward(prompt: str, completion: str) -> float:
-    """A reward that has nothing to do with anything: SHA-256 of prompt and completion as a fraction of [0, 1).
+    """A reward that is unrelated to the model: SHA-256 of prompt and completion as a number in [0, 1).
 
     `⌊h / 2^11⌋ / 2^53` with h the leading 64 bits of the digest; float64 holds 53 of them, and rounding up could
     give 1. A zero byte stands between the two texts (UTF-8, lone surrogates as they are).
@@ -120,9 +120,9 @@ def probe(
     """Gain of random rewards under power sampling against their covariance with self-reward.
 
     Every gain is `w·g_s + √(1 − w²)·g_h` and every covariance `w·v_s + √(1 − w²)·c`, where g_s and g_h are the
-    gains of standardised self-reward and hash, v_s = 1 and c their covariance. So where the hash neither gains
-    nor co-varies the points lie on a line through 0: how closely they do is what there is to see, and its slope
-    is the gain in self-reward, in standard deviations.
+    gains of standardised self-reward and hash, v_s = 1 and c their covariance. So if the hash neither gains nor
+    co-varies, the points lie on a line through 0. The result is how close they are to it, and its slope, which is
+    the gain in self-reward in standard deviations.
 
     Args:
         base: each prompt's completions from the unsharpened model, two or more.
@@ -197,7 +197,7 @@ class SlopeAndCovariance:
     Attributes:
         slope: `(E_b[r] − E_a[r]) / (b − a)`, averaged over prompts.
         covariance: Cov(r, log p) within prompts, averaged over prompts and over alpha from a to b.
-        difference: slope less covariance; its expectation is 0 but for Simpson's error.
+        difference: slope minus covariance; its expectation is 0 but for Simpson's error.
         p_value: of a t-test over prompts that the difference is 0.
     """
 

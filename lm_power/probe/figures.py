@@ -1,4 +1,4 @@
-"""The covariance probe's two pictures (Tomihari & Sato 2026, Figure 3)."""
+"""The covariance probe's two figures (Tomihari & Sato 2026, Figure 3)."""
 
 from __future__ import annotations
 

@@ -41,14 +41,14 @@ class StoredDraws:
 
     @property
     def size(self) -> int:
-        """Completions."""
+        """Number of completions."""
         return sum(self.finish_reasons.values())
 
     @property
     def label(self) -> str:
         """Method and options: "power, alpha=4, block_size=192, mcmc_steps=10", "temperature=0.25", "standard".
 
-        Defaults that go unsaid: proposals at temperature 1/alpha, coupled resume.
+        Defaults are left out: proposals at temperature 1/alpha, coupled resume.
         """
         if self.options["method"] == "temperature":
             return f"temperature={_short(self.options['proposal_temperature'])}"

@@ -5,7 +5,7 @@
 
 DIR then holds index.html, which opens offline; figures/ (SVG and PNG); tables/ (Markdown, CSV with full precision,
 LaTeX); problems/, a page for each; with --model-index also model-index/ (`lm_power.report.hub`); and report.json,
-by which a later report knows that it may replace this one.
+which tells a later report that it may replace this one.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _is_report(folder: Path) -> bool:
 
 
 def _put_in_place(fresh: Path, output: Path) -> None:
-    """Move a report to where it belongs; what an older one left there goes, all else stays."""
+    """Move a report into place: an older report's files are removed, all others stay."""
     output.mkdir(exist_ok=True)
     (fresh / MARKER).replace(output / MARKER)  # first, so that a report cut off here can be replaced by the next
     for name in _ENTRIES:

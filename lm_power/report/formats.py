@@ -1,4 +1,4 @@
-"""Tables written down: Markdown to read, CSV to compute with, LaTeX to print. What a cell holds comes out as text."""
+"""Write tables as Markdown, CSV and LaTeX. Cells are escaped, so that their contents appear as plain text."""
 
 from __future__ import annotations
 

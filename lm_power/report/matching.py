@@ -1,4 +1,4 @@
-"""Which runs may be compared: the same task and version, the same documents and prompts, equally many completions."""
+"""Which runs may be compared: those with the same task, version, documents, prompts and number of completions."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _Key = tuple[str, int]
 
 
 def match(runs: Sequence[Run], allow_differences: bool = False) -> list[Comparison]:
-    """The comparisons that the runs make: one a task and filter, in the order in which they first appear.
+    """The comparisons that the runs make: one per task and filter, in the order in which they first appear.
 
     A store knows prompts and no task: it joins every task of which it has prompts, and the other runs' documents are
-    looked up in it by their prompts. Where there are stores alone they are compared by their prompts.
+    looked up in it by their prompts. Stores alone are compared by their prompts.
 
     Args:
         runs: as `reading.read_runs` made them.
-        allow_differences: compare runs that differ all the same, on the documents and prompts that they share.
+        allow_differences: compare runs even if they differ, on the documents and prompts that they share.
 
     Raises:
         UserError: runs of a task differ in documents, prompts, version or N and may not (the message says what
@@ -139,7 +139,7 @@ def _by_value(runs: Sequence[Run], what: str, value: Callable[[Run], str]) -> li
 
 
 def _documents(runs: Sequence[Run]) -> list[str]:
-    """Against the first run, which documents the others lack or have in addition."""
+    """Which documents each run lacks, or has in addition, compared with the first run."""
     first = _keyed(runs[0])
     found = []
     for run in runs[1:]:
@@ -159,7 +159,7 @@ def _documents(runs: Sequence[Run]) -> list[str]:
 
 
 def _prompts(runs: Sequence[Run]) -> list[str]:
-    """Against the first run, how many shared documents were asked in other words."""
+    """How many of the documents that a run shares with the first run have another prompt."""
     first = _keyed(runs[0])
     found = []
     for run in runs[1:]:

@@ -94,7 +94,7 @@ def with_unique_labels(runs: Sequence[Run]) -> list[Run]:
 
 
 def default_label(run: Run) -> str:
-    """The label of a run that the user gave none."""
+    """The label of a run that the user did not label."""
     return f"{run.model}, {run.sampling}"
 
 

@@ -35,7 +35,7 @@ class PairedTest:
         problems: how many.
         first_better: problems on which the first scores higher.
         second_better: problems on which the second does.
-        difference: mean score of the second less that of the first.
+        difference: mean score of the second minus that of the first.
         low: lower end of the difference's 95% interval (bootstrap over problems, percentiles).
         high: upper end.
         p_value: two-sided.
@@ -86,7 +86,7 @@ def _test(measure: str, first: tuple[str, np.ndarray], second: tuple[str, np.nda
 
     Where every problem's score is 1 or 0 (always so for N = 1), McNemar's exact test: of the problems on which the
     two differ, each is as likely to be better. Else its generalisation, the permutation test that swaps the two runs'
-    scores problem by problem. Where no problem differs p is 1.
+    scores problem by problem. If no problem differs, p is 1.
     """
     difference = second[1] - first[1]
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())

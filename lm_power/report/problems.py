@@ -1,4 +1,4 @@
-"""One page a problem, all runs' completions side by side, and their index with filters."""
+"""One page per problem, all runs' completions side by side, and their index with filters."""
 
 from __future__ import annotations
 

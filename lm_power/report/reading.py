@@ -1,7 +1,7 @@
 """Runs from disk: lm-eval's output folders (`--output_path DIR --log_samples`) and stores (`completions=DIR`).
 
-lm-eval writes `DIR/MODEL/results_TIME.json` and, with the same TIME, one `samples_TASK_TIME.jsonl` a task. A results
-file and all its samples make the runs of one command: one a task and filter.
+lm-eval writes `DIR/MODEL/results_TIME.json` and, with the same TIME, one `samples_TASK_TIME.jsonl` per task. A
+results file and all its samples make the runs of one command: one per task and filter.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _results_files(path: Path) -> list[Path]:
 
 
 def _read_evaluation(file: Path) -> Iterator[Run]:
-    """The runs of one lm-eval command: one a task and filter."""
+    """The runs of one lm-eval command: one per task and filter."""
     results = read_results(file)
     configs = results.content["configs"]
     tasks = [task for task, config in configs.items() if config.get("output_type") == "generate_until"]

@@ -1,4 +1,4 @@
-"""HTML from templates: every value escaped and made visible, no page able to run or fetch what a text asks for."""
+"""HTML from templates: every value is escaped and made visible, and no text can make a page run or fetch anything."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a report is made of: answers, problems, runs, and comparisons of runs on the same problems.
 
-`reading.read_runs` makes `Run`s of lm-eval's output folders and of stores, `matching.match` makes one `Comparison` a
+`reading.read_runs` makes `Run`s of lm-eval's output folders and of stores, `matching.match` makes one `Comparison` per
 task of them, `statistics` computes from comparisons, `tables` writes its numbers down. The command then calls, for
 every comparison,
 

@@ -1,4 +1,4 @@
-"""What keeps a judged program away from the machine: layers of Linux, each used where the system allows it.
+"""Isolate a judged program from the machine by layers of Linux, each used where the system allows it.
 
 It runs in the sandbox's own small process, before the program is loaded. Every missing layer is returned by name, so
 that the evaluation can report it once. See `runner` for what the layers cover.
@@ -74,7 +74,7 @@ def hide_memory() -> None:
 def enter_namespaces() -> bool:
     """Leave the machine's network, processes (from the next fork on), mounts and IPC. False if not allowed.
 
-    With privileges, none are given up for it; without them, a user namespace of our own makes it possible.
+    A privileged process keeps its privileges. Any other first enters a user namespace of its own.
     """
     if _libc is None:
         return False
@@ -94,7 +94,7 @@ def enter_namespaces() -> bool:
 
 
 def build_root(root: str, readable: Sequence[str]) -> bool:
-    """Build at `root`, and enter, a file system of `readable` paths, read-only, and a small scratch in memory.
+    """Build a file system at `root` and enter it: `readable` paths, read-only, and a small scratch folder in memory.
 
     Neither /proc nor the user's home is in it. Needs `enter_namespaces`. False if not allowed; then nothing
     has changed but mounts that this process alone sees.
@@ -151,8 +151,8 @@ def drop_privileges(scratch: str, readable: Sequence[str], own_root: bool, numbe
     """Give up root and every capability for good; True if this process now has a user to itself.
 
     A user of its own makes the process limit bind (root has none), and signals and files of others out of
-    reach. Root stays root, without capabilities, where a stranger could not read Python's own files. `number`
-    tells this sandbox from others: the keeper's process id.
+    reach. Root stays root, without capabilities, where another user could not read Python's own files. `number`,
+    the keeper's process id, distinguishes this sandbox from others.
     """
     alone = False
     if os.geteuid() == 0 and _open_to_strangers(scratch, readable, own_root):

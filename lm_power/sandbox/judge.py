@@ -84,7 +84,7 @@ class Proxy:
         self._process, self._requests, self._replies = process, requests, replies
 
     def greeting(self) -> tuple[bool, bool]:
-        """Whether the program's process has Landlock and the filter; said before it has any code."""
+        """Whether the program's process has Landlock and the filter; it reports this before it has any code."""
         said = json.loads(self._replies.readline(100))
         return said["locked"], said["filtered"]
 

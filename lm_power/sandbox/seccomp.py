@@ -1,4 +1,4 @@
-"""A filter of system calls (seccomp) for a judged program: no new processes, no sockets, no hold on others.
+"""A filter of system calls (seccomp) for a judged program: no new processes, no sockets, no signals to others.
 
 It needs no privileges, so it works in containers that refuse namespaces.
 """
@@ -32,7 +32,7 @@ _CLONE_THREAD, _EPERM, _ENOSYS = 0x10000, 1, 38
 
 
 def filter_system_calls() -> bool:
-    """Refuse this process, for good, the calls of `_REFUSED`; threads stay possible. False if not supported."""
+    """Refuse this process the calls of `_REFUSED` permanently; threads stay possible. False if not supported."""
     machine = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}.get(platform.machine())
     if sys.platform != "linux" or machine is None or sys.maxsize < 1 << 32:
         return False

@@ -70,7 +70,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(message: Any) -> Any:
-    """What `encode` was given. Raises ValueError, TypeError or KeyError for anything that it cannot have made."""
+    """The value that `encode` was given. Raises ValueError, TypeError or KeyError for any other message."""
     if isinstance(message, list):
         return [decode(item) for item in message]
     if not isinstance(message, dict):

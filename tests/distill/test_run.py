@@ -311,3 +311,19 @@ def test_command_prints_settings_and_what_to_do_next(tiny: str, store: str, tmp_
     assert main(arguments) == 2
     refused = capsys.readouterr()
     assert "holds a finished run" in refused.err and "Traceback" not in refused.err
+
+
+def test_missing_files_are_found_before_the_model_is_loaded(tiny: str, store: str, tmp_path, monkeypatch) -> None:
+    import lm_power.distill.run as module
+
+    def loaded(*_):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(module, "load_student", loaded)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "torn.jsonl").write_text("{torn\n")
+    for data in (["nosuch"], [store, "nosuch"], [str(tmp_path / "empty")], [str(tmp_path / "torn.jsonl")]):
+        with pytest.raises(TeacherDataError):
+            run(tiny, store, tmp_path / "out", data=tuple(data))
+    with pytest.raises(TeacherDataError, match="nosuch"):
+        run(tiny, store, tmp_path / "out", exclude_prompts_of=("nosuch",))

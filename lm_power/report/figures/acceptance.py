@@ -19,7 +19,7 @@ def by_block(comparison: Comparison) -> Drawing | Omitted:
         name="acceptance_by_block",
         title="Acceptance by block",
         axis="block k (horizon: k blocks of tokens)",
-        caption="Share of the proposals in block k that were accepted; completions that ended earlier make none there.",
+        caption="Share of the proposals in block k that were accepted. Completions that ended before it make none.",
     )
 
 
@@ -31,7 +31,7 @@ def by_cut(comparison: Comparison) -> Drawing | Omitted:
         name="acceptance_by_cut",
         title="Acceptance by cut position",
         axis="cut position, share of the completion kept",
-        caption="Share accepted of the proposals that cut a completion of length n at i, for each tenth of i/n.",
+        caption="Share of the proposals that were accepted, by the share of the completion that they kept, in tenths.",
     )
 
 

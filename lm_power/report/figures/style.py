@@ -181,9 +181,9 @@ def add_legend(
 
 
 def left_out(comparison: Comparison, shown: Collection[int]) -> str:
-    """The caption's last sentence: which runs the figure lacks; nothing if it lacks none."""
+    """The caption's last sentence: which runs the figure lacks; empty if it has all."""
     missing = [one_line(run.label, _LABEL_LIMIT) for i, run in enumerate(comparison.runs) if i not in shown]
-    return f" Not shown, for want of data: {'; '.join(missing)}." if missing else ""
+    return f" Not shown because they lack the data: {'; '.join(missing)}." if missing else ""
 
 
 def share_axis(axes: Axes) -> None:
@@ -193,7 +193,7 @@ def share_axis(axes: Axes) -> None:
 
 
 def save(drawing: Drawing, folder: Path) -> Figure:
-    """Write the drawing as SVG and PNG (200 dots an inch) into the folder."""
+    """Write the drawing as SVG and PNG (200 dots per inch) into the folder."""
     svg, png = folder / f"{drawing.name}.svg", folder / f"{drawing.name}.png"
     drawing.canvas.savefig(svg, metadata={"Date": None, "Creator": "lm-power", "Title": drawing.title})
     drawing.canvas.savefig(png, dpi=200, metadata={"Software": "lm-power"})
