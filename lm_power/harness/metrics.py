@@ -41,6 +41,7 @@ HIGHER_IS_BETTER: dict[str, bool | None] = {
     "tokens": None,
     "tokens_decoded": False,
     "acceptance_rate": None,
+    "change_rate": None,
     # From two completions on.
     "bon_acc": True,
     "bon_self_reward": True,
@@ -93,7 +94,8 @@ def completion_metrics(
         Always `acc`, the mean of `correct` over all completions. With what the completions know (each key
         is present only if all of them know it): `self_reward`, their mean; `tokens`, mean length;
         `tokens_decoded`, mean number of tokens decoded for one, rejected proposals included;
-        `acceptance_rate`, accepted over all proposals. For N > 1 also `pass@k` for k = 1, 2, 4, … N;
+        `acceptance_rate`, accepted over all proposals, and `change_rate`, those that led to another completion over
+        all. For N > 1 also `pass@k` for k = 1, 2, 4, … N;
         `oracle`, which is pass@N; `maj_acc`, correctness of the majority's answer; `bon_acc` and
         `bon_self_reward`, of the completion with the largest self-reward; `cov_acc_self_reward`, the sample
         covariance of correctness and self-reward, whose sign tells whether sharpening helps (the same,
@@ -149,6 +151,7 @@ def _cost_metrics(completions: Sequence[str]) -> dict[str, float]:
         proposals = sum(s.proposals for s in stats)
         if proposals:  # none in ancestral sampling
             metrics["acceptance_rate"] = sum(s.accepted for s in stats) / proposals
+            metrics["change_rate"] = sum(s.changed for s in stats) / proposals
     return metrics
 
 
@@ -224,7 +227,7 @@ def ungraded_results(doc: dict[str, Any], results: Iterable[Any]) -> dict[str, f
         results: as lm-eval hands them over.
 
     Returns:
-        `self_reward`, `bon_self_reward` (N > 1), `tokens`, `tokens_decoded` and `acceptance_rate` as in
+        `self_reward`, `bon_self_reward` (N > 1), `tokens`, `tokens_decoded`, `acceptance_rate` and `change_rate` as in
         `completion_metrics`, so far as the completions know them: of a plain text nothing is known.
     """
     completions = real_completions(results)

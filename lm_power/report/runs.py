@@ -64,6 +64,7 @@ class Problem:
         prompt: what the model was given (of a chat model, with the template applied).
         target: the reference answer as the task prints it; None in a store.
         answers: the completions, in the order of their repeats.
+        verdict: on all of them together, from 0 to 1 (a majority vote's, say), where the task gives none on each.
     """
 
     doc_id: int
@@ -72,6 +73,7 @@ class Problem:
     prompt: str
     target: str | None
     answers: tuple[Answer, ...]
+    verdict: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ SAME = {
     "tokens": "tokens",
     "tokens_decoded": "tokens_decoded",
     "acceptance_rate": "acceptance_rate",
+    "change_rate": "change_rate",
 }
 """lm-eval's metric → the report's."""
 
