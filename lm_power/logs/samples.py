@@ -184,7 +184,7 @@ def _document(line: Mapping[str, Any], where: str, repeats: int | None) -> Docum
     else:
         own = texts[:repeats]
         # Of several completions it cannot be told whose verdict it is.
-        facts = {"correct": verdict, "answer": _filtered(line, own[0])} if len(own) == 1 else {}
+        facts: dict[str, Any] = {"correct": verdict, "answer": _filtered(line, own[0])} if len(own) == 1 else {}
         completions = tuple(Logged(text, text, **facts) for text in own)
     digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
     return Document(

@@ -190,9 +190,7 @@ def _verdict_note(document: Document) -> str | None:
     if document.verdict_of is None:
         return f"accuracy: not known, since none of the task's metrics ({', '.join(document.metrics)}) is a verdict"
     if n > 1:
-        return (
-            f"accuracy is the task's {document.verdict_of}, one verdict on a document's {n} completions together"
-        )
+        return f"accuracy is the task's {document.verdict_of}, one verdict on a document's {n} completions together"
     return f"accuracy is the task's {document.verdict_of}"
 
 
