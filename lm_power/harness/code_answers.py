@@ -11,7 +11,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from lm_power.harness.metrics import LOG_KEY, completion_metrics, log_completions, real_completions
+from lm_power.harness.metrics import completion_metrics, log_completions, real_completions
+from lm_power.logs.samples import LOG_KEY
 from lm_power.sandbox.runner import TIMEOUT, Program, Verdict, run_programs
 
 _BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)

@@ -29,11 +29,9 @@ from typing import Any
 
 from lm_power.best_of_n import best_of_n, covariance, ks, majority_vote, mean, pass_at_k
 from lm_power.completion import Stats, Steps
+from lm_power.logs.samples import LOG_KEY
 
 logger = logging.getLogger(__name__)
-
-LOG_KEY = "lm_power"
-"""The one key that `log_completions` adds to a document."""
 
 HIGHER_IS_BETTER: dict[str, bool | None] = {
     "acc": True,
