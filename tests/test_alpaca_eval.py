@@ -52,7 +52,7 @@ class Told(LM):
         seen, answers = {}, []
         for request in requests:
             k = seen[id(request)] = seen.get(id(request), -1) + 1
-            stats = Stats(proposals=4, accepted=3, tokens_decoded=9)
+            stats = Stats(proposals=4, accepted=3, changed=2, tokens_decoded=9)
             answers.append(Completion(f" answer {k} ", (1, 2), (-1.0 + k / 2, -1.0 + k / 2), "eos", stats))
         return answers
 
@@ -82,7 +82,8 @@ def test_the_table_has_no_accuracy(data):
     out = evaluate(Told(), data, gen_kwargs="n=2")["results"]["power_alpaca_eval"]
     values = {key.split(",")[0]: value for key, value in out.items() if key.endswith(",none") and "stderr" not in key}
     assert values == {
-        "self_reward": -0.75, "bon_self_reward": -0.5, "tokens": 2.0, "tokens_decoded": 9.0, "acceptance_rate": 0.75
+        "self_reward": -0.75, "bon_self_reward": -0.5, "tokens": 2.0, "tokens_decoded": 9.0, "acceptance_rate": 0.75,
+        "change_rate": 0.5,
     }  # fmt: skip
 
 

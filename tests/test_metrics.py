@@ -46,6 +46,7 @@ def test_one_completion_has_the_metrics_that_make_sense_for_one():
         "tokens": 3.0,
         "tokens_decoded": 9.0,
         "acceptance_rate": 0.25,
+        "change_rate": 0.0,
     }
     assert completion_metrics([0], ["plain"]) == {"acc": 0.0}
 
@@ -69,7 +70,7 @@ def test_what_a_method_tells_of_z_is_averaged_and_left_out_where_it_tells_nothin
 
 def test_every_metric_by_hand():
     """Four completions: the second and the third share the largest self-reward, one of the two is right."""
-    stats = [Stats(10, 5, 40), Stats(10, 0, 30), Stats(10, 5, 20), Stats(10, 10, 10)]
+    stats = [Stats(10, 5, 40), Stats(10, 0, 30), Stats(10, 5, 20), Stats(10, 10, 10, changed=10)]
     completions = [
         Told(text, reward, token_ids=tuple(range(length)), stats=stat)
         for text, reward, length, stat in zip("abcd", (-1.0, -0.5, -0.5, -2.0), (4, 3, 2, 1), stats, strict=True)
@@ -89,6 +90,7 @@ def test_every_metric_by_hand():
         "tokens": 2.5,
         "tokens_decoded": 25.0,
         "acceptance_rate": 0.5,
+        "change_rate": 0.25,
     }
 
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm_power.grading.programs import assemble
-from lm_power.harness.metrics import LOG_KEY, completion_metrics, log_completions, real_completions
+from lm_power.harness.metrics import completion_metrics, log_completions, real_completions
+from lm_power.logs.samples import LOG_KEY
 from lm_power.sandbox.runner import TIMEOUT, Program, Verdict, run_programs
 
 

@@ -29,11 +29,9 @@ from typing import Any
 
 from lm_power.best_of_n import best_of_n, covariance, ks, majority_vote, mean, pass_at_k
 from lm_power.completion import Stats, Steps
+from lm_power.logs.samples import LOG_KEY
 
 logger = logging.getLogger(__name__)
-
-LOG_KEY = "lm_power"
-"""The one key that `log_completions` adds to a document."""
 
 HIGHER_IS_BETTER: dict[str, bool | None] = {
     "acc": True,
@@ -41,6 +39,7 @@ HIGHER_IS_BETTER: dict[str, bool | None] = {
     "tokens": None,
     "tokens_decoded": False,
     "acceptance_rate": None,
+    "change_rate": None,
     # Where the method estimates them.
     "log_z": None,
     "log_z_error": False,
@@ -97,8 +96,9 @@ def completion_metrics(
         Always `acc`, the mean of `correct` over all completions. With what the completions know (each key
         is present only if all of them know it): `self_reward`, their mean; `tokens`, mean length;
         `tokens_decoded`, mean number of tokens decoded for one, rejected proposals included;
-        `acceptance_rate`, accepted over all proposals; `log_z`, `log_z_error` and `kl_from_proposal`, nats, as in
-        `_evidence_metrics`. For N > 1 also `pass@k` for k = 1, 2, 4, … N;
+        `acceptance_rate`, accepted over all proposals, and `change_rate`, those that led to another completion over
+        all; `log_z`, `log_z_error` and `kl_from_proposal`, nats, as in `_evidence_metrics`. For N > 1 also `pass@k`
+        for k = 1, 2, 4, … N;
         `oracle`, which is pass@N; `maj_acc`, correctness of the majority's answer; `bon_acc` and
         `bon_self_reward`, of the completion with the largest self-reward; `cov_acc_self_reward`, the sample
         covariance of correctness and self-reward, whose sign tells whether sharpening helps (the same,
@@ -155,6 +155,7 @@ def _cost_metrics(completions: Sequence[str]) -> dict[str, float]:
         proposals = sum(s.proposals for s in stats)
         if proposals:  # none in ancestral sampling
             metrics["acceptance_rate"] = sum(s.accepted for s in stats) / proposals
+            metrics["change_rate"] = sum(s.changed for s in stats) / proposals
     return metrics
 
 
@@ -246,9 +247,9 @@ def ungraded_results(doc: dict[str, Any], results: Iterable[Any]) -> dict[str, f
         results: as lm-eval hands them over.
 
     Returns:
-        `self_reward`, `bon_self_reward` (N > 1), `tokens`, `tokens_decoded`, `acceptance_rate`, `log_z`, `log_z_error`
-        and `kl_from_proposal` as in `completion_metrics`, so far as the completions know them: of a plain text nothing
-        is known.
+        `self_reward`, `bon_self_reward` (N > 1), `tokens`, `tokens_decoded`, `acceptance_rate`, `change_rate`, `log_z`,
+        `log_z_error` and `kl_from_proposal` as in `completion_metrics`, so far as the completions know them: of a plain
+        text nothing is known.
     """
     completions = real_completions(results)
     log_completions(doc, None, completions)

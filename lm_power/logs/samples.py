@@ -14,7 +14,7 @@ from lm_power.completion import Steps
 from lm_power.errors import UserError
 
 LOG_KEY = "lm_power"
-"""Where our tasks put what they know of the completions (`lm_power.harness.metrics.log_completions`)."""
+"""Where our tasks put what they know of the completions: the one key that `log_completions` adds to a document."""
 VERDICTS = ("acc", "exact_match", "pass@1", "pass_at_1", "math_verify", "prompt_level_strict_acc", "em")
 """Metrics of other tasks that are a document's correctness, the first that is there."""
 PROBLEM_FIELDS = ("problem", "question", "Question", "prompt", "instruction")

@@ -80,7 +80,9 @@ def write_problems(comparison: Comparison, folder: Path, name: str) -> str:
 
 
 def share_right(problem: Problem) -> float | None:
-    """Mean verdict of the problem's completions; None if there are none or one has no verdict."""
+    """The verdict on the problem's completions together, or their mean verdict; None if neither is there."""
+    if problem.verdict is not None:
+        return problem.verdict
     verdicts = [answer.correct for answer in problem.answers]
     known = [verdict for verdict in verdicts if verdict is not None]
     return sum(known) / len(known) if known and len(known) == len(verdicts) else None

@@ -100,8 +100,23 @@ def _read_evaluation(file: Path) -> Iterator[Run]:
             f"{file}: no samples of {', '.join(missing)} beside it; the run was made without --log_samples, or is "
             f"still writing them: wait, or {AGAIN}"
         )
+    notes = tuple(_left_out(results, task) for task in configs if task not in samples)
     for task, path in samples.items():
-        yield from _read_task(results, task, path)
+        for run in _read_task(results, task, path):
+            yield dataclasses.replace(run, notes=(*run.notes, *notes))
+
+
+def _left_out(results: Results, task: str) -> str:
+    """That a task of the command generates no text, and what lm-eval says of it."""
+    found = results.content["results"].get(task, {})
+    numbers = [
+        f"{key.rpartition(',')[0]} {value:.3f}" + (f" ± {error:.3f}" if isinstance(error, float) else "")
+        for key, value in found.items()
+        if "," in key and "_stderr," not in key and isinstance(value, (int, float))
+        for error in [found.get(key.replace(",", "_stderr,"))]
+    ]
+    told = f"; lm-eval's numbers of it: {', '.join(numbers)}" if numbers else ""
+    return f"the command's task {task} generates no text and is left out{told}"
 
 
 def _read_task(results: Results, task: str, path: Path) -> Iterator[Run]:
@@ -163,6 +178,7 @@ def _problem(document: Document) -> Problem:
             )
             for c in document.completions
         ),
+        verdict=document.verdict if len(document.completions) > 1 else None,
     )
 
 
@@ -171,10 +187,10 @@ def _verdict_note(document: Document) -> str | None:
     n = len(document.completions)
     if document.is_ours:
         return None
-    if n > 1:
-        return f"accuracy: not known, since the task does not log a verdict for each of the {n} completions"
     if document.verdict_of is None:
         return f"accuracy: not known, since none of the task's metrics ({', '.join(document.metrics)}) is a verdict"
+    if n > 1:
+        return f"accuracy is the task's {document.verdict_of}, one verdict on a document's {n} completions together"
     return f"accuracy is the task's {document.verdict_of}"
 
 

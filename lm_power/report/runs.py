@@ -67,6 +67,7 @@ class Problem:
         prompt: what the model was given (of a chat model, with the template applied).
         target: the reference answer as the task prints it; None in a store.
         answers: the completions, in the order of their repeats.
+        verdict: on all of them together, from 0 to 1 (a majority vote's, say), where the task gives none on each.
     """
 
     doc_id: int
@@ -75,6 +76,7 @@ class Problem:
     prompt: str
     target: str | None
     answers: tuple[Answer, ...]
+    verdict: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lm_power.best_of_n import best_of_n, covariance, majority_at_k, mean, pass_at_k
+from lm_power.completion import Steps
 from lm_power.report.runs import Answer, Run
 
 Quantity = Callable[[Answer], float | None]
@@ -41,7 +42,7 @@ class Summary:
     """A run in means over problems; None where the run does not tell.
 
     Attributes:
-        accuracy: over all completions.
+        accuracy: over all completions; of a task with one verdict a document, of those verdicts.
         self_reward: over all completions, nats per token.
         bon_accuracy: of the completion with the largest self-reward (`best_of_n`); None for N = 1.
         bon_self_reward: of the same completion, nats per token.
@@ -54,6 +55,7 @@ class Summary:
         problem_tokens_decoded: decoded for all completions of a problem.
         seconds: from a completion's start on the engine to its end, shared with the rows beside it.
         acceptance_rate: accepted over all proposals of a problem; None without proposals.
+        change_rate: those that led to another completion over all proposals of a problem; None without proposals.
         log_z: estimates of log Z_alpha, nats; None where the method makes none.
         kl_from_proposal: KL(p^alpha ‖ q), nats; the same.
     """
@@ -71,6 +73,7 @@ class Summary:
     problem_tokens_decoded: Estimate | None
     seconds: Estimate | None
     acceptance_rate: Estimate | None
+    change_rate: Estimate | None
     log_z: Estimate | None
     kl_from_proposal: Estimate | None
 
@@ -92,7 +95,8 @@ def summarise(run: Run) -> Summary:
         tokens_decoded=estimate(None if decoded is None else [mean(values) for values in decoded]),
         problem_tokens_decoded=estimate(None if decoded is None else [math.fsum(values) for values in decoded]),
         seconds=estimate(means(run, lambda answer: answer.seconds)),
-        acceptance_rate=estimate(_acceptance_rates(run)),
+        acceptance_rate=estimate(_step_rates(run, lambda steps: steps.accepted)),
+        change_rate=estimate(_step_rates(run, lambda steps: steps.changed)),
         log_z=estimate(means(run, lambda answer: answer.log_z)),
         kl_from_proposal=estimate(means(run, lambda answer: answer.kl_from_proposal)),
     )
@@ -117,7 +121,10 @@ def means(run: Run, quantity: Quantity) -> list[float] | None:
 
 
 def accuracies(run: Run) -> list[float] | None:
-    """Each problem's mean correctness over all its completions; None if some have no verdict."""
+    """Each problem's mean correctness over all its completions, or the task's one verdict on them; None for a gap."""
+    verdicts = [problem.verdict for problem in run.problems if problem.verdict is not None]
+    if len(verdicts) == len(run.problems):
+        return verdicts
     return means(run, lambda answer: answer.correct)
 
 
@@ -189,14 +196,15 @@ def _covariances(run: Run) -> list[float] | None:
     return [covariance(*pair) for pair in zip(correct, rewards, strict=True)]
 
 
-def _acceptance_rates(run: Run) -> list[float] | None:
+def _step_rates(run: Run, column: Callable[[Steps], Sequence[int]]) -> list[float] | None:
+    """Of each problem, the steps with a 1 in the column over all; None for steps that are not logged, or none made."""
     rates = []
     for problem in run.problems:
         steps = [answer.steps for answer in problem.answers if answer.steps is not None]
-        proposals = sum(len(s.accepted) for s in steps)
-        if len(steps) < len(problem.answers) or proposals == 0:
+        made, marks = sum(len(s.accepted) for s in steps), [mark for s in steps for mark in column(s)]
+        if len(steps) < len(problem.answers) or made == 0 or len(marks) != made:
             return None
-        rates.append(sum(sum(s.accepted) for s in steps) / proposals)
+        rates.append(sum(marks) / made)
     return rates
 
 

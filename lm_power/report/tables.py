@@ -192,19 +192,21 @@ def _costs(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
         comparison,
         "costs",
         f"{comparison.name}: cost of one completion",
-        f"Means over {comparison.size} problems ± standard error. Tokens decoded: rejected work included. Latency: "
-        "seconds from a completion's start to its end, while others are decoded beside it. Command: wall-clock seconds "
-        "of the whole lm-eval command.",
+        f"Means over {comparison.size} problems ± standard error. Tokens decoded: rejected work included. Accepted: "
+        "share of the proposals, those that equal the current completion included; changed: of those that led to "
+        "another one. Latency: seconds from a completion's start to its end, while others are decoded beside it. "
+        "Command: wall-clock seconds of the whole lm-eval command.",
         (
             Column("tokens", "Length, tokens", 1),
             Column("truncated", "At length limit"),
             Column("tokens_decoded", "Tokens decoded", 1),
-            Column("acceptance_rate", "Acceptance rate"),
+            Column("acceptance_rate", "Accepted"),
+            Column("change_rate", "Changed"),
             Column("latency", "Latency", 2),
             Column("command_seconds", "Command", 1),
         ),
         [
-            (s.tokens, s.truncated, s.tokens_decoded, s.acceptance_rate, s.seconds, run.seconds)
+            (s.tokens, s.truncated, s.tokens_decoded, s.acceptance_rate, s.change_rate, s.seconds, run.seconds)
             for run, s in zip(comparison.runs, summaries, strict=True)
         ],
     )

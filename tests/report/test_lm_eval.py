@@ -30,6 +30,7 @@ SAME = {
     "tokens": "tokens",
     "tokens_decoded": "tokens_decoded",
     "acceptance_rate": "acceptance_rate",
+    "change_rate": "change_rate",
     "log_z": "log_z",
     "kl_from_proposal": "kl_from_proposal",
 }

@@ -10,6 +10,7 @@ from report_runs import make_run
 
 from lm_power.errors import UserError
 from lm_power.report.reading import read_runs
+from lm_power.report.summary import summarise
 
 POWER = {"seconds": 100.0}
 """Longer than any completion of the synthetic runs took."""
@@ -191,21 +192,46 @@ def test_a_task_that_is_not_ours(tmp_path, metrics, correct, note):
     assert not back.has_answers
 
 
-def test_several_completions_of_a_task_that_is_not_ours_have_no_verdicts(tmp_path):
-    """lm-eval grades what its filter left of them: whose verdict that is cannot be told. Padding goes by `repeats`."""
+@pytest.mark.parametrize("graded", [True, False])
+def test_several_completions_of_a_task_that_is_not_ours(tmp_path, graded):
+    """Guards stock majority votes: one verdict a document is its accuracy, and none of a single completion.
+
+    Padding goes by `repeats`.
+    """
     write_evaluation(tmp_path, make_run(problems=2, n=3))
 
     def change(lines):
         for line in lines:
             del line["doc"]["lm_power"]
             line["filtered_resps"] = [line["resps"][0][0]]
+            del line["acc"]
+            line.update({"exact_match": float(line["doc_id"])} if graded else {"bleu": 17.0})
         lines[1]["resps"][0].append("padding")
 
     damaged_lines(samples_of(tmp_path), change)
     (back,) = read(tmp_path)
     assert [len(p.answers) for p in back.problems] == [3, 3]
     assert not back.has_correct
-    assert "verdict for each of the 3" in back.notes[0]
+    assert [p.verdict for p in back.problems] == ([0.0, 1.0] if graded else [None, None])
+    summary = summarise(back)
+    if graded:
+        assert summary.accuracy.value == 0.5
+        assert "exact_match, one verdict on a document's 3 completions together" in back.notes[0]
+    else:
+        assert summary.accuracy is None and "not known" in back.notes[0]
+    assert summary.any_correct is None and summary.majority is None
+
+
+def test_a_task_that_generates_no_text_is_said_to_be_left_out(tmp_path):
+    """Guards a command with a multiple-choice task beside ours: the report dropped it without a word."""
+    write_evaluation(tmp_path, make_run(problems=2, n=1))
+    results = json.loads(results_of(tmp_path).read_text())
+    results["configs"]["arc"] = {"task": "arc", "output_type": "multiple_choice"}
+    results["results"]["arc"] = {"alias": "arc", "acc,none": 0.25, "acc_stderr,none": 0.125}
+    results_of(tmp_path).write_text(json.dumps(results))
+    (run,) = read(tmp_path)
+    (note,) = (note for note in run.notes if "arc" in note)
+    assert "arc generates no text and is left out; lm-eval's numbers of it: acc 0.250 ± 0.125" in note
 
 
 def test_a_log_without_some_columns_has_gaps(tmp_path):

@@ -79,7 +79,7 @@ def test_a_right_completion_without_an_answer_casts_no_vote():
 
 
 def test_costs():
-    steps = Steps((1, 1, 2), (0, 1, 0), (4, 4, 8), (1, 0, 1))
+    steps = Steps((1, 1, 2), (0, 1, 0), (4, 4, 8), (1, 0, 1), (0, 0, 1))
     cheap = right(tokens=4, tokens_decoded=4, seconds=1.0, finish_reason="eos", steps=Steps())
     dear = right(tokens=8, tokens_decoded=20, seconds=3.0, finish_reason="length", steps=steps)
     s = summarise(run_of((cheap, dear), (dear, dear)))
@@ -89,6 +89,9 @@ def test_costs():
     assert s.seconds.value == pytest.approx((2 + 3) / 2)
     assert s.truncated.value == pytest.approx((0.5 + 1) / 2)
     assert s.acceptance_rate.value == pytest.approx(2 / 3)
+    assert s.change_rate.value == pytest.approx(1 / 3)
+    old = dataclasses.replace(steps, changed=())  # of a log that does not tell
+    assert summarise(run_of((right(steps=old),))).change_rate is None
     assert summarise(run_of((cheap, cheap))).acceptance_rate is None
 
 
