@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -177,6 +177,28 @@ class HFBackend:
             stop = start + first + ids.shape[1]
             slots = torch.arange(start + first, stop, device=self.input_device)[None]
             self.forward(cache, int(cache.places[row]), ids, slots, slots, stop)
+
+    @torch.inference_mode()
+    def prefill_together(self, cache: RowCache, prompts: Mapping[int, Sequence[int]]) -> None:
+        """Write the keys and values of several prompts, by row, from slot 0 on: in one pass, padded to the longest.
+
+        What is stored differs in last bits from what `prefill` stores, by the shape of the pass.
+        """
+        lengths = [len(tokens) for tokens in prompts.values()]
+        longest = max(lengths)
+        if longest == 0:
+            return
+        padded = np.zeros((len(prompts), longest), np.int64)
+        for line, tokens in zip(padded, prompts.values(), strict=True):
+            line[: len(tokens)] = tokens
+        # On a cache of their own, since a pass writes to rows that lie side by side.
+        side = RowCache(self.shapes, len(prompts), longest)
+        positions = np.tile(np.arange(longest), (len(prompts), 1))
+        slots = np.where(positions < np.array(lengths)[:, None], positions, side.trash)
+        arrays = (send(array, self.input_device) for array in (padded, positions, slots))
+        self.forward(side, 0, *arrays, length=longest)
+        for place, (row, length) in enumerate(zip(prompts, lengths, strict=True)):
+            cache.take(side, place, row, length)
 
     @torch.inference_mode()
     def _probe(self, plain_dtype: torch.dtype) -> list[LayerShape]:

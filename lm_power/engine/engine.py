@@ -119,6 +119,7 @@ class Engine:
         self._launched = 0  # steps launched
         self._landed = 0  # steps whose results have been read
         self._prompts: list[tuple[int, ...]] = [()] * rows  # whose keys and values lie in the row's first slots
+        self._unread: dict[int, tuple[int, ...]] = {}  # by row: prompts that are still to be prefilled
         # Tokens [keep, length) of the settled completion are saved, in the cache and here.
         self._saved: list[tuple[int, int]] = [(0, 0)] * rows
         # Column 0 of the history is the last prompt token, column t + 1 the completion's token t: the
@@ -140,7 +141,7 @@ class Engine:
         """Make an idle row ready for completions of a prompt, or to go on with one.
 
         All but the last token is prefilled, which the next decode step feeds; the prompt's keys and values are
-        copied where a row still holds the same prompt.
+        copied where a row still holds the same prompt. Prompts are read at the next step, to share passes.
 
         Args:
             row: the row.
@@ -148,27 +149,55 @@ class Engine:
             completion: token ids of the settled completion, if there is one.
         """
         prompt = tuple(prompt)
-        before = len(prompt) - 1
-        if prompt not in self._prompts:
+        self._unread.pop(row, None)
+        if self._prompts[row] != prompt:
             self._prompts[row] = ()
-            self.backend.prefill(self._cache, row, prompt[:-1], self.PREFILL_CHUNK)
-            self.counters.prefilled += before
-        elif self._prompts[row] != prompt:
-            self._cache.copy_row(self._prompts.index(prompt), row, 0, before)
-        self._prompts[row] = prompt
+            self._unread[row] = prompt
         tokens = [prompt[-1], *completion]
-        self.backend.prefill(self._cache, row, tokens[:-1], self.PREFILL_CHUNK, start=before)
-        self.counters.prefilled += len(completion)
+        if completion:
+            self._read_prompts()
+            self.backend.prefill(self._cache, row, tokens[:-1], self.PREFILL_CHUNK, start=len(prompt) - 1)
+            self.counters.prefilled += len(completion)
         self._history[row, : len(tokens)] = tokens
         self._prompt_length[row] = len(prompt)
         self._length[row] = self._keep[row] = len(completion)
         self._saved[row] = (len(completion), len(completion))
+
+    def _read_prompts(self) -> None:
+        """Prefill the prompts that wait, each once: several in a pass, or one by one where the batch shape is fixed."""
+        unread, self._unread = self._unread, {}
+        first: dict[tuple[int, ...], int] = {}
+        for row, prompt in unread.items():
+            if prompt not in self._prompts:
+                first.setdefault(prompt, row)
+        together: dict[int, Sequence[int]] = {}
+        for prompt, row in sorted(first.items(), key=lambda item: len(item[0])):
+            tokens = prompt[:-1]
+            self.counters.prefilled += len(tokens)
+            if not self._shrinks or len(tokens) > self.PREFILL_CHUNK // 2:
+                self.backend.prefill(self._cache, row, tokens, self.PREFILL_CHUNK)
+                continue
+            if (len(together) + 1) * len(tokens) > self.PREFILL_CHUNK:
+                self.backend.prefill_together(self._cache, together)
+                together = {}
+            together[row] = tokens
+        if together:
+            self.backend.prefill_together(self._cache, together)
+        for prompt, row in first.items():
+            self._prompts[row] = prompt
+        for row, prompt in unread.items():
+            if self._prompts[row] != prompt:
+                self._cache.copy_row(self._prompts.index(prompt), row, 0, len(prompt) - 1)
+                self._prompts[row] = prompt
 
     def copy(self, source: int, target: int, keep: int) -> None:
         """Make an idle row ready for a request that keeps `keep` tokens of another row's settled completion.
 
         The source may be decoding a proposal meanwhile: what that may overwrite is saved.
         """
+        if source in self._unread:
+            self._read_prompts()
+        self._unread.pop(target, None)
         prompt, cut = self._prompts[source], min(keep, self._saved[source][0])
         before = len(prompt) - 1
         start = before if self._prompts[target] == prompt else 0
@@ -224,6 +253,7 @@ class Engine:
     def step(self) -> list[tuple[int, Segment]]:
         """Draw one token in every busy row; the (row, segment) pairs that are seen to have ended."""
         if self._busy.any():
+            self._read_prompts()
             width = self._width()
             self._step.launch(width, self._shown())
             self.counters.row_steps += width

@@ -193,6 +193,11 @@ class RowCache(Cache):
         for here, there in zip(self._of(source), self._of(target), strict=True):
             there.narrow(2, start, stop - start).copy_(here.narrow(2, start, stop - start))
 
+    def take(self, other: RowCache, source: int, target: int, stop: int) -> None:
+        """Copy slots [0, stop) of another cache's row `source` to row `target`."""
+        for there, here in zip(other._of(source), self._of(target), strict=True):
+            here.narrow(2, 0, stop).copy_(there.narrow(2, 0, stop))
+
     def copy_saved(self, source: int, target: int, start: int, stop: int) -> None:
         """Copy slots [start, stop), as `save` kept them of row `source`, to row `target`."""
         first, saved = self._saved[source]

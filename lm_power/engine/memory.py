@@ -98,7 +98,7 @@ def needed(backend: HFBackend, device: torch.device, positions: int, rewound: in
     chunk = min(_PREFILLED_AT_ONCE, positions)
     token = _token_activations(backend)
     row = position * (positions + 1) + token
-    fixed = chunk * token
+    fixed = chunk * (token + position)  # prompts that are read together lie in a cache of their own first
     if shapes:
         row += _attention(backend, shapes, positions, queries=1)
         fixed += _attention(backend, shapes, positions, queries=chunk)

@@ -179,6 +179,34 @@ def test_widths_are_few_and_close(backend, monkeypatch, per_doubling):
     assert len({width for width in widths if 32 < width <= 64}) == per_doubling
 
 
+def test_prompts_that_are_read_together_are_read_as_each_alone(backend, monkeypatch):
+    """Guards: padding that is seen, prompts mixed up between rows, and one that is read twice or too late.
+
+    Prompts of one token, of as many as a pass takes, and of more; equal ones; a copy of a row that waits to be read.
+    """
+    monkeypatch.setattr(Engine, "PREFILL_CHUNK", 16)
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(1, VOCABULARY, n).tolist() for n in (1, 9, 4, 7, 2, 8, 4)]
+    prompts.insert(3, prompts[1])
+    drawn, counted = [], []
+    for shape in ("fixed", "shrinking"):
+        engine = make_engine(backend, shape, rows=len(prompts) + 1)
+        for row, prompt in enumerate(prompts):
+            engine.load(row, prompt)
+        engine.copy(1, len(prompts), 0)
+        for row in range(engine.rows):
+            engine.submit(row, request(0, 12, seed=row))
+        segments = {}
+        while len(segments) < engine.rows:
+            segments |= dict(engine.step())
+        drawn.append(segments)
+        counted.append(engine.counters.prefilled)
+    assert counted == [sum(len(prompt) - 1 for prompt in prompts) - len(prompts[1]) + 1] * 2
+    for row, segment in drawn[0].items():
+        assert segment.tokens.tolist() == drawn[1][row].tokens.tolist()
+        np.testing.assert_allclose(segment.log_p, drawn[1][row].log_p, atol=1e-10)
+
+
 def test_a_wrong_shape_is_refused():
     with pytest.raises(OptionError, match="batch_shape='growing': must be shrinking or fixed"):
         PowerSampler(make_model("qwen2"), None, batch_shape="growing")
