@@ -84,7 +84,7 @@ class Setting:
 
 def machine(setting: Setting) -> dict[str, str]:
     """What machine and packages there are."""
-    names = ("lm-power", "torch", "transformers", "lm-eval", "peft", "accelerate", "triton", "vllm")
+    names = ("lm-power", "torch", "transformers", "lm-eval", "peft", "accelerate", "triton", "aiohttp", "vllm")
     cuda = setting.device.type == "cuda"
     return {
         "system": f"{platform.platform()}, Python {platform.python_version()}",

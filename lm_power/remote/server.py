@@ -25,6 +25,7 @@ EXPLORE = 0.03
 """Share of the steps that propose from p, where nothing else is asked for."""
 _EXPLORING = ("power", "power_inf", "tempering")
 _UNCONFINED = ("standard", "temperature")
+_SHARPEST = 100.0  # inverse temperature: vLLM draws no sharper, whatever it is asked for
 _MANY_REDRAWS = 0.01  # share of the draws; more deserves a notice
 
 
@@ -110,6 +111,11 @@ class Server:
         Raises:
             OptionError: the method would sample another distribution here, and was not told that it may.
         """
+        if config.beta > _SHARPEST:
+            raise OptionError(
+                f"a proposal temperature of {1 / config.beta:g}: servers draw at {1 / _SHARPEST:g} where less is asked "
+                f"for, which is another distribution; set proposal_temperature >= {1 / _SHARPEST:g}"
+            )
         if config.method in _UNCONFINED or config.explore is not None:
             return config
         if config.method in _EXPLORING:
