@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.decoding import Measures
 from lm_power.remote.client import Card, HTTPClient
-from lm_power.remote.decoder import TopKDecoder, Traffic
+from lm_power.remote.decoder import Client, TopKDecoder, Traffic
 from lm_power.remote.preflight import check, try_out
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ _MANY_REDRAWS = 0.01  # share of the draws; more deserves a notice
 
 
 class Server:
-    """A model behind one or more OpenAI-compatible servers of completions that list the likeliest tokens.
+    """A model behind an engine that lists the likeliest tokens, such as OpenAI-compatible servers of completions.
 
     Args:
-        client: of the servers; looked at and tried out by `connect`.
+        client: of the engine; `connect` makes one for servers, looks at them and tries them out.
         card: of the model.
         tokenizer: the model's; None if prompts are token ids and texts are not wanted.
         eos_ids: tokens that end a completion.
@@ -44,7 +44,7 @@ class Server:
     """
 
     def __init__(
-        self, client: HTTPClient, card: Card, tokenizer: PreTrainedTokenizerBase | None, eos_ids: Sequence[int]
+        self, client: Client, card: Card, tokenizer: PreTrainedTokenizerBase | None, eos_ids: Sequence[int]
     ) -> None:
         self.client, self.card, self.tokenizer, self.eos_ids = client, card, tokenizer, tuple(sorted(set(eos_ids)))
         self.vocabulary = None if tokenizer is None else len(tokenizer)
