@@ -101,6 +101,7 @@ def test_a_run_with_nothing_to_add_leaves_no_file(tmp_path):
 CHANGES = {
     "method": "standard", "alpha": 3.0, "proposal_temperature": 0.5, "block_size": 191, "mcmc_steps": 9,
     "final_steps": 2, "cut": "entropy", "max_new_tokens": 3071, "seed": 1, "coupled_resume": False,
+    "explore": 0.1,
 }  # fmt: skip
 
 EXACT = {"early_rejection", "prefetch"}  # which change no completion
@@ -118,6 +119,8 @@ def test_the_key_covers_what_decides(tmp_path):
         dataclasses.replace(SOURCE, stop=()),
         dataclasses.replace(SOURCE, eos_ids=(0,)),
         dataclasses.replace(SOURCE, engine={"cache_dtype": "bfloat16"}),
+        dataclasses.replace(SOURCE, engine={"top_logprobs": 20}),
+        dataclasses.replace(SOURCE, engine={"top_logprobs": 5}),
         dataclasses.replace(SOURCE, model="some/model@0123456789abcdee"),
     ]
     keys = [source.key([1, 2], 0) for source in (SOURCE, *others)]
@@ -129,7 +132,7 @@ def test_the_key_covers_nothing_else():
     """Guards against a store that is lost when the model is moved, or stop strings are listed in another order."""
     moved = dataclasses.replace(SOURCE, model="/other/place+x@0123456789abcdef", stop=("end", "\n\n", "end"))
     assert moved.key((1, 2), 0) == SOURCE.key([1, 2], 0)
-    for same in ({"proposal_temperature": 0.25}, *({name: False} for name in EXACT)):
+    for same in ({"proposal_temperature": 0.25}, {"explore": 0}, *({name: False} for name in EXACT)):
         assert dataclasses.replace(SOURCE, config=SamplerConfig(**same)).key([1, 2], 0) == SOURCE.key([1, 2], 0)
 
 

@@ -16,6 +16,7 @@ from lm_power.config import LENGTH_NAMES, OptionError, SamplerConfig, check_name
 from lm_power.harness.generation import PowerGeneration
 from lm_power.harness.options import LOADING_OPTIONS, SAMPLER_OPTIONS, store_folder
 from lm_power.identity import Identity
+from lm_power.remote.client import places
 from lm_power.remote.server import Server
 from lm_power.sampler import PowerSampler
 
@@ -116,7 +117,7 @@ class PowerAPI(PowerGeneration, LocalCompletionsAPI):
         self.think_end_token = int(str(think_end_token)) if is_id else think_end_token
         assert server.tokenizer is not None
         super().__init__(
-            base_url=f"{server.client.places[0].base}/completions",
+            base_url=f"{places(base_url)[0].base}/completions",
             tokenizer_backend="huggingface",
             model=server.card.model,
             tokenizer=server.tokenizer.name_or_path,

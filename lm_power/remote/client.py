@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import math
 import os
 import queue
 import re
@@ -395,11 +396,19 @@ def answer_of(response: Any, top: int, model: str) -> Answer:
     logprobs = choice.get("logprobs")
     if not isinstance(logprobs, dict) or logprobs.get("top_logprobs") is None:
         raise NoLists("no log-probs of the likeliest tokens (`logprobs.top_logprobs`)")
-    tokens = [_token_id(text) for text in logprobs.get("tokens") or ()]
-    listed = [{_token_id(text): float(log_p) for text, log_p in one.items()} for one in logprobs["top_logprobs"]]
-    own = logprobs.get("token_logprobs") or ()
+    try:
+        tokens = [_token_id(text) for text in logprobs.get("tokens") or ()]
+        listed = [{_token_id(text): float(log_p) for text, log_p in one.items()} for one in logprobs["top_logprobs"]]
+        own = [float(log_p) for log_p in logprobs.get("token_logprobs") or ()]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise NoLists(f"log-probs in the form that vLLM gives them ({error})") from error
     if not len(tokens) == len(listed) == len(own):
         raise NoLists(f"{len(tokens)} tokens with {len(own)} log-probs and {len(listed)} lists")
+    if not all(map(math.isfinite, [*own, *(log_p for one in listed for log_p in one.values())])):
+        raise ServerError(
+            f"model={model} has log-probs that are not finite (NaN or inf): see that it is served in a dtype of larger "
+            "range, such as bfloat16"
+        )
     for token, one in zip(tokens, listed, strict=True):
         if len(one) > top:
             one.pop(token, None)

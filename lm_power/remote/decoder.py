@@ -61,9 +61,11 @@ class Client(Protocol):
 
     Attributes:
         top: K, tokens on a list.
+        eos_ids: tokens at which an answer may stop, set before the first query. An engine may go on, for nothing.
     """
 
     top: int
+    eos_ids: list[int]
 
     def add(self, number: int, query: Query) -> None:
         """Begin to answer a query, which is called `number` from now on."""
@@ -75,6 +77,10 @@ class Client(Protocol):
 
     def abort(self, numbers: Sequence[int]) -> None:
         """Give queries up; an answer that is there already may still come, and is ignored."""
+        ...
+
+    def close(self) -> None:
+        """Give up everything, and let go of the engine. Twice does no harm."""
         ...
 
 

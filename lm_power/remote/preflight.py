@@ -143,7 +143,7 @@ def try_out(client: HTTPClient, tokenizer: PreTrainedTokenizerBase | None) -> No
         except NoLists as error:
             raise trial.unsuitable(
                 f"answers without {error}: token ids with the log-probs of the likeliest tokens are what power "
-                "sampling is made of; vLLM has them (from 0.10 on), see examples/servers/README.md"
+                "sampling is made of; vLLM has them, see examples/servers/README.md"
             ) from error
         except Refused as error:
             raise trial.unsuitable(_cure(error, client.top)) from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.decoding import Measures
 from lm_power.remote.client import Card, HTTPClient
-from lm_power.remote.decoder import TopKDecoder, Traffic
+from lm_power.remote.decoder import Client, TopKDecoder, Traffic
 from lm_power.remote.preflight import check, try_out
 
 if TYPE_CHECKING:
@@ -25,14 +25,15 @@ EXPLORE = 0.03
 """Share of the steps that propose from p, where nothing else is asked for."""
 _EXPLORING = ("power", "power_inf", "tempering")
 _UNCONFINED = ("standard", "temperature")
+_SHARPEST = 100.0  # inverse temperature: vLLM draws no sharper, whatever it is asked for
 _MANY_REDRAWS = 0.01  # share of the draws; more deserves a notice
 
 
 class Server:
-    """A model behind one or more OpenAI-compatible servers of completions that list the likeliest tokens.
+    """A model behind an engine that lists the likeliest tokens, such as OpenAI-compatible servers of completions.
 
     Args:
-        client: of the servers; looked at and tried out by `connect`.
+        client: of the engine; `connect` makes one for servers, looks at them and tries them out.
         card: of the model.
         tokenizer: the model's; None if prompts are token ids and texts are not wanted.
         eos_ids: tokens that end a completion.
@@ -43,7 +44,7 @@ class Server:
     """
 
     def __init__(
-        self, client: HTTPClient, card: Card, tokenizer: PreTrainedTokenizerBase | None, eos_ids: Sequence[int]
+        self, client: Client, card: Card, tokenizer: PreTrainedTokenizerBase | None, eos_ids: Sequence[int]
     ) -> None:
         self.client, self.card, self.tokenizer, self.eos_ids = client, card, tokenizer, tuple(sorted(set(eos_ids)))
         self.vocabulary = None if tokenizer is None else len(tokenizer)
@@ -110,6 +111,11 @@ class Server:
         Raises:
             OptionError: the method would sample another distribution here, and was not told that it may.
         """
+        if config.beta > _SHARPEST:
+            raise OptionError(
+                f"a proposal temperature of {1 / config.beta:g}: servers draw at {1 / _SHARPEST:g} where less is asked "
+                f"for, which is another distribution; set proposal_temperature >= {1 / _SHARPEST:g}"
+            )
         if config.method in _UNCONFINED or config.explore is not None:
             return config
         if config.method in _EXPLORING:

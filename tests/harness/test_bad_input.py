@@ -63,6 +63,7 @@ WRONG_OPTIONS = [
     ("proposal_temperature", 0, ("proposal_temperature=0", "nearly greedy")),
     ("mcmc_step", 3, ("unknown option", "'mcmc_step'", "did you mean mcmc_steps")),
     ("alhpa", 3, ("unknown option", "'alhpa'", "did you mean alpha")),
+    ("explore", 0.1, ("explore=0.1", "models on a server", "leave it out")),
     ("completions", "", ("completions=''", "name a folder")),
     ("completions", True, ("completions=True", "name a folder")),
 ]

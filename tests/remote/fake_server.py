@@ -126,6 +126,8 @@ class FakeServer:
             raise _error(400, "prompt: Input should be a valid string")
         if ways.most is not None and body["logprobs"] > ways.most:
             raise _error(400, f"Requested sample logprobs of {body['logprobs']}, greater than max allowed: {ways.most}")
+        if body.get("echo"):
+            return {"choices": [self.echo(index, prompt) for index, prompt in enumerate(body["prompt"])]}
         context, drawn, own, tops, reason = tuple(body["prompt"]), [], [], [], "length"
         inverse = 1 / body["temperature"] if ways.obeys_temperature else 1.0
         for _ in range(min(n, ways.cut or n)):
@@ -154,6 +156,13 @@ class FakeServer:
         }
         choice = {"index": 0, "text": self.spell(drawn), "finish_reason": reason, "logprobs": logprobs}
         return {"object": "text_completion", "model": ways.answers_as or ways.card["id"], "choices": [choice]}
+
+    def echo(self, index: int, prompt: list[int]) -> dict:
+        """A prompt's own log-probs, as lm-eval asks for them; and those of one token more."""
+        laws = [self.next_log_p(tuple(prompt[:t])) for t in range(1, len(prompt) + 1)]
+        own = [float(law[token]) for law, token in zip(laws, [*prompt[1:], int(laws[-1].argmax())], strict=True)]
+        tops = [{"best": float(law.max())} for law in laws]
+        return {"index": index, "logprobs": {"token_logprobs": [None, *own], "top_logprobs": [None, *tops]}}
 
     def spelled(self, token: int) -> str:
         return self.spell([token])

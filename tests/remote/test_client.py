@@ -280,6 +280,10 @@ def test_a_list_does_not_depend_on_what_was_drawn() -> None:
         (response(logprobs=None), ServerError, "no log-probs"),
         (response(own=(-1.0, -2.0)), ServerError, "1 tokens with 2 log-probs"),
         (response(tops=({"the": -1.0},)), ServerError, "as texts"),
+        (response(own=(None,)), ServerError, "in the form that vLLM gives"),
+        (response(tops=([-1.0],)), ServerError, "in the form that vLLM gives"),
+        (response(own=(float("nan"),)), ServerError, "not finite"),
+        (response(tops=({"token_id:1": float("-inf")},)), ServerError, "not finite"),
     ],
 )
 def test_answers_that_lack_something(answer, error, what) -> None:

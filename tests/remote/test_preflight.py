@@ -145,6 +145,8 @@ def test_from_python(served) -> None:
     with pytest.raises(OptionError, match="method=smc: its draws cannot leave the 4 likeliest"):
         sampler.generate(["w2"], method="smc")
     assert sampler.generate(["w2"], method="smc", explore=0, max_new_tokens=4)[0][0].token_ids
+    with pytest.raises(OptionError, match=r"proposal temperature of 0.005: servers draw at 0\.01"):
+        sampler.generate(["w2"], alpha=200)
     with pytest.raises(OptionError, match="exceeds the model's 512 positions"):
         sampler.generate(["w2"], max_new_tokens=512)
     with pytest.raises(OptionError, match="a server's memory is not known"):
