@@ -12,7 +12,7 @@ import torch
 
 def describe(device: torch.device) -> dict[str, str]:
     """System, processor, the device that is examined, and the versions of the packages that matter."""
-    names = ("lm-power", "torch", "transformers", "lm-eval", "peft", "accelerate", "triton", "vllm")
+    names = ("lm-power", "torch", "transformers", "lm-eval", "peft", "accelerate", "triton", "aiohttp", "vllm")
     return {
         "system": f"{platform.platform()}, Python {platform.python_version()}",
         "processor": f"{processor()}, {cores()} cores for this process",

@@ -195,8 +195,8 @@ class HFBackend:
         side = RowCache(self.shapes, len(prompts), longest)
         positions = np.tile(np.arange(longest), (len(prompts), 1))
         slots = np.where(positions < np.array(lengths)[:, None], positions, side.trash)
-        tokens, at, where = (send(array, self.input_device) for array in (padded, positions, slots))
-        self.forward(side, 0, tokens, at, where, longest)
+        ids, at, where = (send(array, self.input_device) for array in (padded, positions, slots))
+        self.forward(side, 0, ids, at, where, longest)
         for place, (row, length) in enumerate(zip(prompts, lengths, strict=True)):
             cache.take(side, place, row, length)
 
