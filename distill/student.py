@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
+from lm_power.adapter import load_adapter
 from lm_power.config import OptionError
 from lm_power.distill.options import DistillConfig
 from lm_power.distill.parallel import on_main
@@ -76,7 +76,6 @@ def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
     Raises:
         OptionError: model, tokenizer or adapter cannot be loaded, or do not fit each other.
     """
-    from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
     hub: dict[str, Any] = {} if config.revision is None else {"revision": config.revision}
@@ -101,12 +100,7 @@ def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
         return Student(model, tokenizer, eos_ids, tuple(targets), base_fingerprints, base_fingerprints)
     folder = config.adapter
     on_main(lambda: _check_adapter(folder, config.model, base_fingerprints))
-    try:
-        with _quiet():
-            model = PeftModel.from_pretrained(base, folder, is_trainable=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise OptionError(f"adapter={folder}: does not fit {config.model}: {_first_line(error)}") from error
-    _check_weights(folder, model)
+    model = load_adapter(base, folder, trainable=True, option="adapter")
     settings: Any = model.peft_config[model.active_adapter]
     named = settings.target_modules
     return Student(
@@ -155,7 +149,8 @@ def _fresh_adapter(base: PreTrainedModel, config: DistillConfig, targets: tuple[
         revision=config.revision,
     )
     try:
-        with _quiet():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of a name in transformers that goes
             return get_peft_model(base, settings)
     except ValueError as error:
         linear = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
@@ -184,19 +179,6 @@ def _check_adapter(folder: str, model: str, base_fingerprints: Mapping[str, str]
     raise OptionError(
         f"adapter={folder}: was trained on another base ({named}), --model is {model}; name that base as --model"
     )
-
-
-def _check_weights(folder: str, model: PeftModel) -> None:
-    """Refuse an adapter whose weights are not exactly those that this base takes."""
-    from peft import get_peft_model_state_dict
-    from peft.utils.save_and_load import load_peft_weights
-
-    wanted, held = set(get_peft_model_state_dict(model)), set(load_peft_weights(folder, device="cpu"))
-    if wanted != held:
-        odd = sorted(wanted ^ held)
-        raise OptionError(
-            f"adapter={folder}: is not for this model: {len(odd)} weights of one are not in the other, such as {odd[0]}"
-        )
 
 
 def _same_path(one: str, other: str) -> bool:
@@ -231,15 +213,6 @@ def _fingerprints(model: Any, stored: torch.dtype | None) -> dict[str, str]:
         for dtype in (_DTYPES if lossless else here)
         if lossless or len(here) == 1
     }
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without peft's warnings: of a name in transformers that goes, and of weights that `_check_weights` refuses."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", "Found missing adapter keys")
-        yield
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from lm_power.adapter import load_adapter
 from lm_power.chains import Algorithm, Path, make_algorithm
 from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
@@ -90,7 +91,7 @@ class PowerSampler:
             device: where to put the model; default: the GPU if there is one, else the CPU.
             dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
             max_rows: see the class.
-            peft: hub id or folder of a PEFT adapter to load on top.
+            peft: hub id or folder of a PEFT adapter to load on top (see `lm_power.adapter`).
             cuda_graphs: see the class.
             torch_compile: see the class.
             model_options: for `AutoModelForCausalLM.from_pretrained`. Without `attn_implementation`, a model that
@@ -106,9 +107,7 @@ class PowerSampler:
         if model_options.get("attn_implementation") is None:
             prefer_spans(model)
         if peft is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, peft)
+            model = load_adapter(model, peft)
         revision = {k: v for k, v in model_options.items() if k in ("revision", "trust_remote_code", "token")}
         tokenizer = AutoTokenizer.from_pretrained(pretrained, **revision)
         return cls(model, tokenizer, max_rows=max_rows, cuda_graphs=cuda_graphs, torch_compile=torch_compile)

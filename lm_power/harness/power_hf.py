@@ -15,6 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import postprocess_generated_text
 
+from lm_power.adapter import load_adapter
 from lm_power.completion import Completion, padding_completion
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine.attention import prefer_spans
@@ -71,7 +72,17 @@ class PowerHF(HFLM):
         if theirs.get("device") is None and not torch.cuda.is_available():
             # HFLM would ask for "cuda" all the same.
             theirs["device"] = "mps" if torch.backends.mps.is_available() else "cpu"
+        peft = theirs.pop("peft", None)
+        if peft and not isinstance(pretrained, str):
+            raise OptionError("peft with a model that is loaded already: pass that model with the adapter on it")
+        if peft and theirs.get("delta"):
+            raise OptionError("peft with delta: name one of them")
         super().__init__(pretrained, **theirs)
+        if peft:
+            # Not by HFLM: it cuts the embeddings to the tokenizer's tokens, and ties weights again that an adapter
+            # has parted (lm-eval #2748, peft #2415).
+            self._model: Any = load_adapter(self._model, str(peft), revision=self.revision)
+            self.peft = peft
         if isinstance(pretrained, str) and theirs.get("attn_implementation") is None:
             prefer_spans(self.model)
         self._join_processes()
