@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from lm_power.adapter import load_adapter
+from lm_power.adapter import load_adapter, tied_embeddings
 from lm_power.config import OptionError
 from lm_power.distill.options import DistillConfig
 from lm_power.distill.parallel import on_main
@@ -97,10 +97,12 @@ def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
     if config.adapter is None:
         targets = target_modules(base) if config.target_modules is None else config.target_modules
         model = _fresh_adapter(base, config, targets)
+        _refuse_adapted_ties(model, f"target_modules={' '.join(targets)}")
         return Student(model, tokenizer, eos_ids, tuple(targets), base_fingerprints, base_fingerprints)
     folder = config.adapter
     on_main(lambda: _check_adapter(folder, config.model, base_fingerprints))
     model = load_adapter(base, folder, trainable=True, option="adapter")
+    _refuse_adapted_ties(model, f"adapter={folder}")
     settings: Any = model.peft_config[model.active_adapter]
     named = settings.target_modules
     return Student(
@@ -157,6 +159,22 @@ def _fresh_adapter(base: PreTrainedModel, config: DistillConfig, targets: tuple[
         raise OptionError(
             f"target_modules={' '.join(targets)}: {_first_line(error)}; this model's linear layers: {', '.join(linear)}"
         ) from error
+
+
+def _refuse_adapted_ties(model: PeftModel, option: str) -> None:
+    """Refuse low-rank updates of embeddings that are one weight with the output layer.
+
+    An update of one side leaves the other as it is, until merging adds it to both. With peft's `ensure_weight_tying`
+    both sides share the update, and merging adds it twice (peft 0.21). Either way the merged model is another one.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    sides = (model.get_input_embeddings(), model.get_output_embeddings())
+    if tied_embeddings(model) and any(isinstance(side, BaseTunerLayer) for side in sides):
+        raise OptionError(
+            f"{option}: adapts the embeddings, which this model shares with its output layer: merging the adapter "
+            "would give another model (peft #2018); leave embed_tokens and lm_head out, or train with --full"
+        )
 
 
 def _check_adapter(folder: str, model: str, base_fingerprints: Mapping[str, str]) -> None:

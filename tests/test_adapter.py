@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as tf
+from foreign_adapters import FOREIGN, make_adapter
 from harness.tiny_lm import save_model
-from models import seeded
 
 from lm_power import PowerSampler
 from lm_power.adapter import load_adapter, tied_embeddings
@@ -21,41 +20,12 @@ PADDED = 40  # rows of the embedding; the tokenizer has 32 tokens
 EXACT = 32
 GROWN = 44
 
-# As other programs make them: LoRA on the embeddings, embeddings trained whole, single tokens trained.
-FOREIGN = {
-    "projections": {"target_modules": ["q_proj", "up_proj"]},
-    "embed_tokens": {"target_modules": ["embed_tokens"]},
-    "lm_head": {"target_modules": ["lm_head"]},
-    "saves embed_tokens": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
-    "saves lm_head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-    "saves both": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
-    "trains tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 9]},
-}
-
 
 @pytest.fixture(scope="module", params=[(rows, tied) for rows in (EXACT, PADDED) for tied in (True, False)], ids=str)
 def base(request, tmp_path_factory) -> str:
     """Folder of a model with a padded embedding or an exact one, tied or not."""
     rows, tied = request.param
     return save_model(tmp_path_factory.mktemp("base"), vocab_size=rows, tie_word_embeddings=tied)
-
-
-def make_adapter(base: str, folder: Path, rows: int | None = None, save_embeddings="auto", **settings):
-    """Save an adapter with random weights, made by peft alone on `rows` token embeddings; the model with it."""
-    from peft import LoraConfig, get_peft_model
-
-    model = tf.AutoModelForCausalLM.from_pretrained(base)
-    with seeded(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if rows is not None:
-            model.resize_token_embeddings(rows)
-        options = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base, "init_lora_weights": False, **settings}
-        adapted = get_peft_model(model, LoraConfig(r=4, **options))
-        for name, weight in adapted.named_parameters():
-            if weight.requires_grad and ("modules_to_save" in name or "trainable_tokens" in name):
-                weight.data += 0.1 * torch.randn(weight.shape)
-        adapted.save_pretrained(folder, save_embedding_layers=save_embeddings)
-    return adapted.eval()
 
 
 @torch.no_grad()
