@@ -193,10 +193,11 @@ def _evaluation(record: Record) -> list[str]:
     options = record["options"]
     model, output = shlex.quote(options["model"]), shlex.quote(options["output"])
     named = f"pretrained={output}" if options["full"] else f"pretrained={model},peft={output}"
-    return [
-        f"lm_eval --model power-hf --model_args {named},method=temperature --tasks TASK",
-        f"lm_eval --model hf --model_args {named} --tasks TASK",
-    ]
+    ours = f"lm_eval --model power-hf --model_args {named},method=temperature --tasks TASK"
+    rows, tokens = record["model"]["token_embeddings"], record["model"]["tokens"]
+    if not options["full"] and rows != tokens:
+        return [ours, f"# --model hf with peft= would take {tokens:,} of the {rows:,} token embeddings: another model"]
+    return [ours, f"lm_eval --model hf --model_args {named} --tasks TASK"]
 
 
 def _python(record: Record) -> str:

@@ -149,6 +149,8 @@ def _record(
             "dtype": str(next(student.model.parameters()).dtype).removeprefix("torch."),
             "parameters": get_model_param_count(student.model),
             "trained": get_model_param_count(student.model, trainable_only=True),
+            "token_embeddings": student.model.config.get_text_config().vocab_size,
+            "tokens": len(student.tokenizer),
         },
         "teacher": {
             "model": teacher.model,

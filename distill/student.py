@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from lm_power.adapters import quiet, reason, tied_targets, with_adapter
+from lm_power.adapter import load_adapter, tied_embeddings
 from lm_power.config import OptionError
 from lm_power.distill.options import DistillConfig
 from lm_power.distill.parallel import on_main
@@ -86,7 +87,7 @@ def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
         base: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype, **hub)
     except (OSError, ValueError, KeyError) as error:
         raise OptionError(
-            f"model={config.model}: cannot be loaded: {reason(error)}; name a hub id or a folder of a causal LM"
+            f"model={config.model}: cannot be loaded: {_reason(error)}; name a hub id or a folder of a causal LM"
         ) from error
     base_fingerprints = on_main(lambda: _fingerprints(base, stored))
     eos_ids = tuple(sorted(set(find_eos_ids(base, tokenizer))))
@@ -96,15 +97,14 @@ def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
     if config.adapter is None:
         targets = target_modules(base) if config.target_modules is None else config.target_modules
         model = _fresh_adapter(base, config, targets)
+        _refuse_adapted_ties(model, f"target_modules={' '.join(targets)}")
         return Student(model, tokenizer, eos_ids, tuple(targets), base_fingerprints, base_fingerprints)
     folder = config.adapter
     on_main(lambda: _check_adapter(folder, config.model, base_fingerprints))
-    model = with_adapter(base, folder, trainable=True, option="adapter")
-    adapted: Any = model.get_base_model()
-    _check_weights(folder, model)
+    model = load_adapter(base, folder, trainable=True, option="adapter")
+    _refuse_adapted_ties(model, f"adapter={folder}")
     settings: Any = model.peft_config[model.active_adapter]
     named = settings.target_modules
-    _refuse_tied(adapted, named or (), f"adapter={folder}")
     return Student(
         model, tokenizer, eos_ids, tuple(sorted([named] if isinstance(named, str) else named or ())),
         on_main(lambda: _fingerprints(model, stored)), base_fingerprints,
@@ -150,25 +150,31 @@ def _fresh_adapter(base: PreTrainedModel, config: DistillConfig, targets: tuple[
         base_model_name_or_path=config.model,
         revision=config.revision,
     )
-    _refuse_tied(base, targets, f"target_modules={' '.join(targets)}")
     linear = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
     try:
-        with quiet():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of a name in transformers that goes
             return get_peft_model(base, settings)
     except ValueError as error:
         raise OptionError(
-            f"target_modules={' '.join(targets)}: {reason(error).rstrip('.')}. This model's linear layers are "
+            f"target_modules={' '.join(targets)}: {_reason(error).rstrip('.')}. This model's linear layers are "
             f"{', '.join(linear)}; leave target_modules out, and those that the method adapts are chosen"
         ) from error
 
 
-def _refuse_tied(base: PreTrainedModel, targets: Any, option: str) -> None:
-    tied = tied_targets(base, targets)
-    if tied:
+def _refuse_adapted_ties(model: PeftModel, option: str) -> None:
+    """Refuse low-rank updates of embeddings that are one weight with the output layer.
+
+    An update of one side leaves the other as it is, until merging adds it to both. With peft's `ensure_weight_tying`
+    both sides share the update, and merging adds it twice (peft 0.21). Either way the merged model is another one.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    sides = (model.get_input_embeddings(), model.get_output_embeddings())
+    if tied_embeddings(model) and any(isinstance(side, BaseTunerLayer) for side in sides):
         raise OptionError(
-            f"{option}: input and output embeddings of this model share one matrix, and an adapter on "
-            f"{' and '.join(tied)} is another model once it is merged. Leave it out, or untie the base first "
-            "(tie_word_embeddings=False, with the weight stored twice)"
+            f"{option}: adapts the embeddings, which this model shares with its output layer: merging the adapter "
+            "would give another model (peft #2018); leave embed_tokens and lm_head out, or train with --full"
         )
 
 
@@ -180,7 +186,7 @@ def _check_adapter(folder: str, model: str, base_fingerprints: Mapping[str, str]
     try:
         named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError) as error:
-        raise OptionError(f"adapter={folder}: holds no PEFT adapter ({path.name}: {reason(error)})") from error
+        raise OptionError(f"adapter={folder}: holds no PEFT adapter ({path.name}: {_reason(error)})") from error
     record = read_record(folder)
     known = {} if record is None else record["model"]["base_fingerprints"]
     both = set(known) & set(base_fingerprints)
@@ -192,19 +198,6 @@ def _check_adapter(folder: str, model: str, base_fingerprints: Mapping[str, str]
     raise OptionError(
         f"adapter={folder}: was trained on another base ({named}), --model is {model}; name that base as --model"
     )
-
-
-def _check_weights(folder: str, model: PeftModel) -> None:
-    """Refuse an adapter whose weights are not exactly those that this base takes."""
-    from peft import get_peft_model_state_dict
-    from peft.utils.save_and_load import load_peft_weights
-
-    wanted, held = set(get_peft_model_state_dict(model)), set(load_peft_weights(folder, device="cpu"))
-    if wanted != held:
-        odd = sorted(wanted ^ held)
-        raise OptionError(
-            f"adapter={folder}: is not for this model: {len(odd)} weights of one are not in the other, such as {odd[0]}"
-        )
 
 
 def _same_path(one: str, other: str) -> bool:
@@ -239,3 +232,12 @@ def _fingerprints(model: Any, stored: torch.dtype | None) -> dict[str, str]:
         for dtype in (_DTYPES if lossless else here)
         if lossless or len(here) == 1
     }
+
+
+def _reason(error: Exception) -> str:
+    """An error's first line; where that ends in a colon, with the first of the things that it announces."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if not lines[0].endswith(":") or len(lines) == 1:
+        return lines[0]
+    more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+    return f"{lines[0]} {lines[1].rstrip('.')}{more}"

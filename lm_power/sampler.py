@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lm_power.adapters import with_adapter
+from lm_power.adapter import load_adapter
 from lm_power.chains import Algorithm, Path, make_algorithm
 from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
@@ -107,7 +107,7 @@ class PowerSampler:
             device: where to put the model; default: the GPU if there is one, else the CPU.
             dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
             max_rows: see the class.
-            peft: hub id or folder of a PEFT adapter to load on top.
+            peft: hub id or folder of a PEFT adapter to load on top (see `lm_power.adapter`).
             cuda_graphs: see the class.
             torch_compile: see the class.
             batch_shape: see the class.
@@ -123,7 +123,7 @@ class PowerSampler:
         if model_options.get("attn_implementation") is None:
             prefer_spans(model)
         if peft is not None:
-            model = with_adapter(model, peft)
+            model = load_adapter(model, peft)
         revision = {k: v for k, v in model_options.items() if k in ("revision", "trust_remote_code", "token")}
         tokenizer = AutoTokenizer.from_pretrained(pretrained, **revision)
         return cls(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from lm_power.adapters import with_adapter
+from lm_power.adapter import load_adapter
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine import BatchShape
 from lm_power.engine.attention import prefer_spans
@@ -65,7 +65,17 @@ class PowerHF(PowerGeneration, HFLM):
         self._most_rows = theirs.get("max_batch_size")
         if theirs.get("device") is None:  # HFLM would ask for "cuda" even where there is none
             theirs["device"] = default_device()
+        peft = theirs.pop("peft", None)
+        if peft and not isinstance(pretrained, str):
+            raise OptionError("peft with a model that is loaded already: pass that model with the adapter on it")
+        if peft and theirs.get("delta"):
+            raise OptionError("peft with delta: name one of them")
         super().__init__(pretrained, **theirs)
+        if peft:
+            # Not by HFLM: it cuts the embeddings to the tokenizer's tokens, and ties weights again that an adapter
+            # has parted (lm-eval #2748, peft #2415).
+            self._model: Any = load_adapter(self._model, str(peft), revision=self.revision)
+            self.peft = peft
         if isinstance(pretrained, str) and theirs.get("attn_implementation") is None:
             prefer_spans(self.model)
         self._join_processes()
@@ -73,29 +83,6 @@ class PowerHF(PowerGeneration, HFLM):
             randomize(self.model, self.sampler_config.seed)
         self._randomized, self._cuda_graphs, self._torch_compile = randomize_weights, cuda_graphs, torch_compile
         self._batch_shape: BatchShape = batch_shape
-
-    def _create_model(
-        self,
-        pretrained: str,
-        *,
-        peft: str | None = None,
-        delta: str | None = None,
-        revision: str = "main",
-        **options: Any,
-    ) -> None:
-        """As HFLM does, but for the adapter: HFLM first cuts the embedding down to the tokenizer's tokens.
-
-        That makes another model of each one whose embedding has more rows, as Qwen's, and of its adapter.
-        """
-        if peft and delta:
-            raise OptionError(f"peft={peft} with delta={delta}: an adapter goes on one model; give one of the two")
-        super()._create_model(pretrained, delta=delta, revision=revision, **options)
-        if peft:
-            model: Any = with_adapter(self.model, peft, revision=revision)
-            # The base has been tied when it was loaded. HFLM ties it once more after this, which fails where the
-            # adapter is on one of the tied layers, and would undo what an adapter with layers of its own has parted.
-            model.tie_weights = lambda *_, **__: None
-            self._model = model
 
     @functools.cached_property
     def sampler(self) -> PowerSampler:

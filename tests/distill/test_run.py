@@ -196,6 +196,49 @@ def test_rounds_carry_their_provenance_on(tiny: str, store: str, finished, tmp_p
     assert (record["round"], record["teacher"]["start"]) == (2, "another")
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_padded_model_s_second_round_is_self_distillation(tied: bool, tmp_path, capsys) -> None:
+    """With more token embeddings than tokens, as in Qwen2.5, whose padding lm-eval's own loading cuts off.
+
+    Guards the card, the notice, and the commands that are printed: what they evaluate is what was trained.
+    """
+    from lm_power.harness.power_hf import PowerHF
+
+    padded = save_model(tmp_path / "padded", vocab_size=40, tie_word_embeddings=tied)
+    one = tmp_path / "one"
+    assert run(padded, sample_store(tmp_path / "first", padded), one)["teacher"]["start"] == "same"
+    printed = capsys.readouterr().out
+    assert "lm_eval --model power-hf" in printed and "lm_eval --model hf" not in printed
+    assert "would take 32 of the 40 token embeddings" in printed
+
+    evaluated = PowerHF(padded, peft=str(one), device="cpu")
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(padded), str(one))
+    torch.testing.assert_close(logits(evaluated.model), logits(plain), atol=1e-5, rtol=0)
+    store = sample_store(tmp_path / "second", padded, peft=str(one))
+    assert next(read_store(store))["model"] == evaluated.model_name
+    record = run(padded, store, tmp_path / "two", lora_r=32, adapter=str(one))
+    assert record["teacher"]["start"] == "same"
+    assert "Notice" not in capsys.readouterr().out
+    assert "yes: self-distillation" in (tmp_path / "two" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_the_embeddings_of_an_untied_model_can_be_adapted(target: str, tmp_path) -> None:
+    """Padded or not, the adapter is evaluated by the command that is printed, and merges into the same model."""
+    from lm_power.harness.power_hf import PowerHF
+
+    for rows in (32, 40):
+        base = save_model(tmp_path / f"{rows}", vocab_size=rows, tie_word_embeddings=False)
+        out = tmp_path / f"out{rows}"
+        run(base, sample_store(tmp_path / f"store{rows}", base), out, target_modules=[target, "q_proj"])
+        model = PowerHF(base, peft=str(out), device="cpu").model
+        plain = AutoModelForCausalLM.from_pretrained(base)
+        assert (logits(model) - logits(plain)).abs().max() > 0.1, "nothing was learnt"
+        adapted = PeftModel.from_pretrained(plain, str(out))
+        torch.testing.assert_close(logits(model), logits(adapted), atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits(adapted.merge_and_unload()), logits(model), atol=1e-5, rtol=0)
+
+
 def test_full_fine_tuning_writes_a_model(tiny: str, store: str, tmp_path) -> None:
     """An ordinary folder, whose config is the base's: Trainer would leave the cache switched off."""
     out = tmp_path / "out"

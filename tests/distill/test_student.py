@@ -9,13 +9,14 @@ import pytest
 import torch
 import transformers as tf
 from distilling import run, sample_store, save_model
+from foreign_adapters import FOREIGN, make_adapter
 from huggingface_hub import ModelCard
 from models import CONFIGS, make_model
 
-from lm_power.adapters import reason
+from lm_power.adapter import load_adapter
 from lm_power.config import OptionError
 from lm_power.distill.options import DistillConfig
-from lm_power.distill.student import PROJECTIONS, load_student, target_modules
+from lm_power.distill.student import PROJECTIONS, _reason, load_student, target_modules
 from lm_power.fingerprint import fingerprint
 
 SMALL = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -137,6 +138,37 @@ def test_what_cannot_be_loaded(tiny: str, options: dict, told: str) -> None:
         student(**{"model": tiny, **options})
 
 
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_low_rank_updates_of_tied_embeddings_are_refused(tiny: str, store: str, target: str, tmp_path) -> None:
+    """Merged, such an adapter is another model than the one that was trained, with peft's `ensure_weight_tying` too."""
+    told = "adapts the embeddings, which this model shares with its output layer"
+    with pytest.raises(OptionError, match=f"target_modules=q_proj {target}: {told}"):
+        run(tiny, store, tmp_path / "out", target_modules=["q_proj", target])
+    assert not (tmp_path / "out").exists()
+    make_adapter(tiny, tmp_path / "foreign", target_modules=[target])
+    with pytest.raises(OptionError, match=f"adapter=.*/foreign: {told}"):
+        run(tiny, store, tmp_path / "out", lora_r=32, adapter=str(tmp_path / "foreign"))
+
+
+@pytest.mark.parametrize("kind", ["saves embed_tokens", "saves lm_head", "saves both", "trains tokens"])
+def test_what_other_programs_train_of_tied_embeddings_merges(tiny: str, store: str, kind: str, tmp_path) -> None:
+    """Embeddings trained whole, or single tokens of them: a round on top of such an adapter, and the merged model."""
+    make_adapter(tiny, tmp_path / "foreign", **FOREIGN[kind])
+    run(tiny, store, tmp_path / "out", lora_r=32, adapter=str(tmp_path / "foreign"))
+    tokens = torch.tensor([[1, 5, 9, 7, 3]])
+    one, two = (
+        load_adapter(tf.AutoModelForCausalLM.from_pretrained(tiny), str(tmp_path / n)) for n in ("foreign", "out")
+    )
+    with torch.no_grad():
+        before, unmerged = one(tokens).logits, two(tokens).logits
+        merged = two.merge_and_unload()
+        torch.testing.assert_close(merged(tokens).logits, unmerged, atol=1e-5, rtol=0)
+        merged.save_pretrained(tmp_path / "merged")
+        saved = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+        torch.testing.assert_close(saved(tokens).logits, unmerged, atol=1e-5, rtol=0)
+    assert (unmerged - before).abs().max() > 0.1, "nothing was learnt"
+
+
 def test_a_model_that_is_no_causal_lm(tmp_path) -> None:
     tf.T5Config().save_pretrained(tmp_path)
     with pytest.raises(OptionError, match="causal LM"):
@@ -159,5 +191,5 @@ def test_a_reason_does_not_end_in_a_colon() -> None:
         "Error(s) in loading state_dict for Peft:\n\tsize mismatch for a: 1 and 2.\n\tsize mismatch for b."
     )
     told = "Error(s) in loading state_dict for Peft: size mismatch for a: 1 and 2 (and 1 more)"
-    assert reason(error) == told
-    assert reason(ValueError("One:\n two.")) == "One: two" and reason(KeyError()) == "KeyError"
+    assert _reason(error) == told
+    assert _reason(ValueError("One:\n two.")) == "One: two" and _reason(KeyError()) == "KeyError"

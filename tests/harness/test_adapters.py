@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from tiny_lm import CHARACTERS, PROMPTS, SPECIAL, save_model
 from transformers import AutoModelForCausalLM
 
 from lm_power import PowerSampler
-from lm_power.adapters import tied_targets, with_adapter
 from lm_power.config import OptionError
 from lm_power.distill.options import DistillConfig
 from lm_power.distill.student import load_student
@@ -90,17 +88,10 @@ def test_an_adapter_of_a_model_cut_down_is_refused(tmp_path):
     """Guards: a size mismatch in peft's words, or a model that is neither the adapter's nor the base's."""
     base = save_model(tmp_path / "base", vocab_size=TOKENS + 24)
     folder = adapter(base, tmp_path / "adapter", rows=TOKENS, **KINDS["saved whole"])
-    with pytest.raises(OptionError, match=rf"peft=.*for {TOKENS} tokens.*{TOKENS + 24} rows.*cut down"):
+    with pytest.raises(
+        OptionError, match=rf"peft=.*of {TOKENS} token embeddings.* has {TOKENS + 24}.*none may be dropped"
+    ):
         PowerHF(base, peft=folder, device="cpu")
-
-
-def test_what_does_not_fit_is_told_in_one_line(base, tmp_path):
-    other = save_model(tmp_path / "other", hidden_size=64, vocab_size=TOKENS)
-    folder = adapter(other, tmp_path / "adapter", **KINDS["projections"])
-    for missing in (folder, str(tmp_path / "nothing")):
-        with pytest.raises(OptionError, match=r"^peft=.*: does not fit .+: \S.{10,}$"):
-            with_adapter(AutoModelForCausalLM.from_pretrained(base), missing)
-    shutil.rmtree(folder)
 
 
 @pytest.mark.filterwarnings("ignore:.*save_embedding_layers.*:UserWarning")
@@ -110,8 +101,7 @@ def test_a_fresh_adapter_merges_into_what_it_was_or_is_refused(base, targets, tm
     options = {"model": base, "data": ("unused",), "output": "unused", "target_modules": tuple(targets)}
     model = AutoModelForCausalLM.from_pretrained(base)
     if model.config.tie_word_embeddings:
-        assert [name.rpartition(".")[2] for name in tied_targets(model, targets)] == targets[-1:]
-        with pytest.raises(OptionError, match=rf"target_modules=.*{targets[-1]}.*share one matrix.*untie"):
+        with pytest.raises(OptionError, match=r"target_modules=.*shares with its output layer"):
             load_student(DistillConfig(**options), torch.float32)
         return
     student = load_student(DistillConfig(**options), torch.float32).model.eval()
