@@ -155,7 +155,7 @@ class PowerSampler:
                 comes from.
             max_rows: queries under way at a time, at most.
             top_logprobs: tokens that the server lists; proposals are confined to them.
-            options: those of `lm_power.remote.Server.connect`. The key is read from the environment variable
+            options: those of `lm_power.remote.server.Server.connect`. The key is read from the environment variable
                 OPENAI_API_KEY.
 
         Raises:

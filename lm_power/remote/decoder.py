@@ -167,7 +167,7 @@ class TopKDecoder:
         self.counters = counters or Traffic()
         self._eos = np.array(sorted(set(eos_ids)), np.int64)
         self._measures = measures
-        self._row = [self._empty(())] * rows
+        self._row = [self._empty(()) for _ in range(rows)]
         self._asked: dict[int, int] = {}  # number of a query → row
         self._ready: list[int] = []  # rows whose segments have ended
         self._queries = 0

@@ -81,9 +81,13 @@ def test_without_confinement_draws_are_the_engines_own(method) -> None:
     assert decoder.counters.redrawn == decoder.counters.confined == 0
 
 
+several = pytest.mark.parametrize("chains", [500, pytest.param(5000, marks=pytest.mark.slow)])
+
+
+@several
 @pytest.mark.parametrize(("coupled", "cut"), [(True, 1), (False, None)], ids=["coupled, cut short", "plain, whole"])
-def test_chains_with_exploring_steps_follow_p_alpha(coupled, cut) -> None:
-    """Guards all of it together: 1,200 chains where half the tokens are on no list, against the enumerated law.
+def test_chains_with_exploring_steps_follow_p_alpha(coupled, cut, chains) -> None:
+    """Guards all of it together: chains where half the tokens are on no list, against the enumerated law.
 
     False-alarm probability 1e-5 each; the law confined to the lists is rejected.
     """
@@ -91,29 +95,30 @@ def test_chains_with_exploring_steps_follow_p_alpha(coupled, cut) -> None:
     law = exact(steps, explore)
     assert total_variation(law, TARGET) < 0.01
     algorithm = chain(steps, explore=explore, coupled_resume=coupled)
-    jobs = draw(decoder_of(TableClient(TOY, TOP, cut=cut, together=3)), algorithm, 1200)
+    jobs = draw(decoder_of(TableClient(TOY, TOP, cut=cut, together=3)), algorithm, chains)
     counts = counts_of(jobs, algorithm, COMPLETIONS)
     assert agreement(counts, law) > FALSE_ALARM
     assert agreement(counts, TARGET) > FALSE_ALARM
     inside = np.where(ON_LISTS, TARGET, 0)
     assert agreement(np.where(ON_LISTS, counts, 0), inside / inside.sum()) > FALSE_ALARM
-    assert counts[~ON_LISTS].sum() > 50
+    assert counts[~ON_LISTS].sum() > 20
 
 
-def test_chains_without_them_are_confined_to_the_lists() -> None:
-    """Guards what `explore` is for: 1,200 chains reject p^alpha and follow it confined to the lists."""
+@several
+def test_chains_without_them_are_confined_to_the_lists(chains) -> None:
+    """Guards what `explore` is for: without it chains reject p^alpha and follow it confined to the lists."""
     algorithm = chain(20)
-    counts = counts_of(draw(decoder_of(TableClient(TOY, TOP)), algorithm, 1200), algorithm, COMPLETIONS)
+    counts = counts_of(draw(decoder_of(TableClient(TOY, TOP)), algorithm, chains), algorithm, COMPLETIONS)
     inside = np.where(ON_LISTS, TARGET, 0)
     assert agreement(counts, TARGET) < 1e-12
     assert agreement(counts, inside / inside.sum()) > FALSE_ALARM
 
 
 def test_rungs_with_exploring_steps_follow_p_alpha() -> None:
-    """Guards `tempering`: log Z at every rung is that of the lists. 500 chains, false-alarm probability 1e-5."""
+    """Guards `tempering`: log Z at every rung is that of the lists. 400 chains, false-alarm probability 1e-5."""
     algorithm = Tempering((1.0, 1.2, ALPHA), 12, LONGEST, explore=0.4)
     decoder = decoder_of(TableClient(TOY, TOP), measures=algorithm.measures)
-    counts = counts_of(draw(decoder, algorithm, 500), algorithm, COMPLETIONS)
+    counts = counts_of(draw(decoder, algorithm, 400), algorithm, COMPLETIONS)
     assert agreement(counts, TARGET) > FALSE_ALARM
     assert counts[~ON_LISTS].sum() > 20
 
