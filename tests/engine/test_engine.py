@@ -359,6 +359,8 @@ def test_idle_rows_write_to_the_trash_slot_only(backend):
     engine = make_engine(backend)
     engine.load(0, PROMPT)
     engine.load(1, PROMPT[:4])
+    engine.submit(1, request(0, 1, seed=1))
+    run(engine, 1)
     before = content(engine, 1, engine._cache.length)
     engine.submit(0, request(0, 20, seed=1))
     run(engine, 0)
@@ -455,7 +457,7 @@ def test_a_run_leaves_no_cache_behind(backend, monkeypatch):
     gc.disable()
     try:
         sampler.generate(PROMPTS, n=2, **OPTIONS)
-        assert [cache() for cache in made] == [None]
+        assert made and all(cache() is None for cache in made)
     finally:
         gc.enable()
 
