@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from fake_server import FakeServer
@@ -10,6 +12,8 @@ from tiny_tokenizers import words
 from lm_power import OptionError, PowerSampler
 from lm_power.remote.client import Transient
 from lm_power.remote.server import Server
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a tokenizer that is not there is not looked for on the hub
 
 TOP, VOCABULARY = 4, 16
 
