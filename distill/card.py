@@ -24,6 +24,8 @@ _START = {
     "untold": "not known: the data do not tell the teacher's weights",
 }
 
+_NO_SIGN = {True: "no sign of it", False: "no sign of it in the training loss; nothing was held out"}
+
 
 def settings_table(record: Record) -> str:
     """What is about to be trained on what, one setting a line."""
@@ -179,6 +181,8 @@ def _outcome(record: Record) -> dict[str, Any]:
     return {
         "training loss": f"{train[0][1]:.4f} → {train[-1][1]:.4f} nats a token",
         **({"validation loss": f"{validation[0][1]:.4f} → {validation[-1][1]:.4f} nats a token"} if validation else {}),
+        "loss on what was learnt": _known_data(results["known_data"]),
+        "learnt by heart": results["warning"] or _NO_SIGN[bool(validation)],
         "steps": f"{results['steps']} ({results['epochs']:.3g} epochs)",
         **(
             {"kept": f"step {results['kept_step']}" + (f", validation loss {kept:.4f}" if kept is not None else "")}
@@ -187,6 +191,11 @@ def _outcome(record: Record) -> dict[str, Any]:
         ),
         "tokens learnt": f"{round(results['epochs'] * record['data']['learnt_tokens']):,}",
     }
+
+
+def _known_data(losses: Mapping[str, float | None]) -> str:
+    teacher = "" if losses["teacher"] is None else f"; the teacher's own {losses['teacher']:.4f}"
+    return f"{losses['student']:.4f} nats a token{teacher}"
 
 
 def _evaluation(record: Record) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -16,6 +17,7 @@ from transformers.trainer_pt_utils import get_model_param_count
 
 from lm_power.config import OptionError
 from lm_power.distill import record as records
+from lm_power.distill import rote
 from lm_power.distill.card import closing_table, model_card, settings_table
 from lm_power.distill.curve import draw_losses
 from lm_power.distill.options import DistillConfig
@@ -24,8 +26,8 @@ from lm_power.distill.record import Record
 from lm_power.distill.sources import find_files, kind_of
 from lm_power.distill.student import Student, load_student
 from lm_power.distill.teacher import TeacherData, read_teacher
-from lm_power.distill.trainer import DistillTrainer, LossWatch, training_arguments
-from lm_power.distill.windows import TrainingData, training_data
+from lm_power.distill.trainer import AtStart, DistillTrainer, LossWatch, training_arguments
+from lm_power.distill.windows import TrainingData, shuffled, training_data
 
 _PACKAGES = ("lm-power", "torch", "transformers", "peft", "accelerate")
 
@@ -80,9 +82,16 @@ def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -
     trainer = DistillTrainer(
         config, data, lambda: model_card(record), model=student.model, args=arguments, callbacks=callbacks
     )
+    places = shuffled(len(data.train), config.seed, -1)[: rote.COMPARED]
+    compared = [data.train[place] for place in places]
+    if checkpoint is not None and earlier is not None:
+        record["teacher"]["loss"] = earlier["teacher"].get("loss")
+    elif (beta := rote.teacher_beta(teacher.config)) and record["teacher"]["start"] in ("same", "unknown"):
+        trainer.add_callback(AtStart(lambda: _weigh_teacher(record, config, trainer.mean_loss(compared, beta))))
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
-    record["results"] = _results(trainer, data, time.perf_counter() - started, checkpoint)
+    seconds = time.perf_counter() - started
+    record["results"] = _results(trainer, record, trainer.mean_loss(compared), seconds, checkpoint)
     # Trainer switches the cache off, and a saved model would be slow for ever.
     student.model.config.use_cache = use_cache
     trainer.ending_together(functools.partial(trainer.save_model, _internal_call=True))
@@ -90,6 +99,8 @@ def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -
     if config.push_to_hub is not None:
         trainer.publish()
     say(closing_table(record))
+    if record["results"]["warning"]:
+        say(f"Warning: {record['results']['warning']}.")
     return record
 
 
@@ -155,6 +166,7 @@ def _record(
         "teacher": {
             "model": teacher.model,
             "start": student.compare(teacher.model),
+            "loss": None,
             "config": teacher.config,
             "files": list(teacher.files),
             "counts": dict(teacher.counts),
@@ -178,13 +190,26 @@ def _record(
     }
 
 
-def _results(trainer: DistillTrainer, data: TrainingData, seconds: float, checkpoint: str | None) -> dict[str, Any]:
-    losses = records.losses(trainer.state.log_history)
-    kept = trainer.state.best_global_step if trainer.args.load_best_model_at_end else trainer.state.global_step
+def _weigh_teacher(record: Record, config: DistillConfig, loss: float) -> None:
+    """Note what its samples cost the teacher, where a resumed run finds it."""
+    record["teacher"]["loss"] = loss
+    on_main(lambda: records.write_record(record, Path(config.output)))
+
+
+def _results(
+    trainer: DistillTrainer, record: Record, student: float, seconds: float, checkpoint: str | None
+) -> dict[str, Any]:
+    log, epochs = trainer.state.log_history, trainer.state.epoch or 0.0
+    losses = records.losses(log)
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    kept = trainer.state.global_step if best is None else best
+    known = rote.Losses(record["teacher"]["loss"], rote.unseen_loss(log, epochs), student)
     return {
+        "known_data": dataclasses.asdict(known),
+        "warning": rote.warning(known, losses["validation"], kept),
         "steps": trainer.state.global_step,
         "kept_step": kept,
-        "epochs": trainer.state.epoch,
+        "epochs": epochs,
         "loss": losses,
         "seconds": round(seconds, 1),
         "resumed_from": None if checkpoint is None else Path(checkpoint).name,

@@ -165,21 +165,30 @@ class DistillTrainer(Trainer):
 
     def evaluation_loop(self, dataloader: DataLoader[Any], *arguments: Any, **options: Any) -> EvalLoopOutput:
         """`eval_loss`: −log p a token, mean over all completion tokens held out, whatever the batches."""
+        metrics = {f"{options.get('metric_key_prefix', 'eval')}_loss": self.mean_loss(self._data.validation)}
+        return EvalLoopOutput(np.empty(0), None, metrics, len(self._data.validation))
+
+    def mean_loss(self, windows: Sequence[Window], beta: float = 1.0) -> float:
+        """−log q per completion token, nats, mean over all tokens of the windows on all processes.
+
+        Args:
+            windows: the same on every process; each computes a share.
+            beta: q ∝ p^beta, token by token; 1 for p itself.
+        """
         model: Any = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        training = model.training
         model.eval()
-        self.callback_handler.eval_dataloader = dataloader
         nats, tokens = 0.0, 0
-        for inputs in dataloader:
-            inputs = self._prepare_inputs(inputs)
+        # Without a DataLoader, which would draw from the random stream of the training.
+        for places in self._batches(windows, self.args.per_device_eval_batch_size, 1, lambda: range(len(windows))):
+            inputs = self._prepare_inputs(collate([windows[place] for place in places]))
             labels = inputs.pop("labels")
             with torch.no_grad(), self.compute_loss_context_manager():
-                nats += negative_log_likelihood(model(**inputs).logits, labels).item()
+                nats += negative_log_likelihood(model(**inputs).logits, labels, beta).item()
             tokens += learnt_tokens(labels)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        model.train(training)
         shares = gather_object([(nats, tokens)])
-        loss = math.fsum(nats for nats, _ in shares) / sum(tokens for _, tokens in shares)
-        metrics = {f"{options.get('metric_key_prefix', 'eval')}_loss": loss}
-        return EvalLoopOutput(np.empty(0), None, metrics, len(self._data.validation))
+        return math.fsum(nats for nats, _ in shares) / sum(tokens for _, tokens in shares)
 
     def publish(self) -> None:
         """Upload the result, without checkpoints, and without the files that name folders of this machine."""
@@ -216,11 +225,16 @@ class DistillTrainer(Trainer):
     ) -> DataLoader[Window]:
         # Not accelerate's loader: it would repeat windows to fill the last batches of an epoch, and forgets the
         # epoch's number where several processes resume in the middle of one.
-        batches = Batches(
+        batches = self._batches(windows, batch_size, accumulation, order)
+        return DataLoader(windows, batch_sampler=batches, collate_fn=collate)  # type: ignore[arg-type]
+
+    def _batches(
+        self, windows: Sequence[Window], batch_size: int, accumulation: int, order: Callable[[], Sequence[int]]
+    ) -> Batches:
+        return Batches(
             [len(window) for window in windows], batch_size, accumulation,
             self.args.world_size, self.args.process_index, order,
         )  # fmt: skip
-        return DataLoader(windows, batch_sampler=batches, collate_fn=collate)  # type: ignore[arg-type]
 
 
 def _batch_loss(
@@ -232,6 +246,17 @@ def _batch_loss(
     """
     assert outputs.logits is not None
     return negative_log_likelihood(outputs.logits, labels) / num_items_in_batch
+
+
+class AtStart(TrainerCallback):
+    """Does something when the model is in place on all devices, before the first step."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+
+    def on_train_begin(self, *arguments: Any, **others: Any) -> None:
+        """Do it."""
+        self.work()
 
 
 class LossWatch(TrainerCallback):

@@ -22,14 +22,17 @@ PROMPTS = 13
 LONGEST = 12
 
 
-def sample_store(folder: Path, model: str, prompts: int = PROMPTS, repeats: int = 1, **options: Any) -> str:
+def sample_store(
+    folder: Path, model: str, prompts: int = PROMPTS, repeats: int = 1, temperature: float = 0.7, **options: Any
+) -> str:
     """A store of completions of prompts of 3 to 6 tokens, as `power-hf` writes it."""
     sampler = PowerSampler.from_pretrained(model, device="cpu", **options)
-    config = SamplerConfig(method="temperature", proposal_temperature=0.7, max_new_tokens=LONGEST)
+    config = SamplerConfig(method="temperature", proposal_temperature=temperature, max_new_tokens=LONGEST)
     texts = [CHARACTERS[i % 20 : i % 20 + 2 + i % 4] for i in range(prompts)]
     peft = f"+peft={options['peft']}" if "peft" in options else ""
     source = Provenance(f"{model}{peft}@{fingerprint(sampler.backend.model)}", config, (), (EOS,))
-    out = sampler.generate(texts, repeats, method="temperature", proposal_temperature=0.7, max_new_tokens=LONGEST)
+    law = {"method": "temperature", "proposal_temperature": temperature, "max_new_tokens": LONGEST}
+    out = sampler.generate(texts, repeats, **law)
     with CompletionStore(folder, source.model) as store:
         for text, completions in zip(texts, out, strict=True):
             for repeat, completion in enumerate(completions):

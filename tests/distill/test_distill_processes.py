@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from distilling import losses, options, run
+from distilling import losses, options, run, sample_store
 from safetensors.torch import load_file
 
 from lm_power.distill.options import DistillConfig
@@ -134,6 +134,30 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tiny: str, store:
     run(tiny, store, tmp_path / "quiet", lora_dropout=0.1, **LONG)
     assert_same_adapter(tmp_path / "cut", tmp_path / "quiet")
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "quiet"), abs=1e-6)
+
+
+def test_early_stopping_and_the_teacher_s_loss_survive_an_interruption(tiny: str, tmp_path, monkeypatch) -> None:
+    """Cut off between the best epoch and the one at which it stops: the count of validations without a gain goes on."""
+    store = sample_store(tmp_path / "store", tiny, temperature=0.4)
+    given = {
+        "validation_share": 0.3, "early_stopping": 2, "epochs": 30, "learning_rate": 0.003, "full": True, "lora_r": 32,
+    }  # fmt: skip
+    quiet = run(tiny, store, tmp_path / "quiet", **given)
+    best, last = quiet["results"]["kept_step"], quiet["results"]["steps"]
+    assert 0 < best < last
+
+    def interrupt(self, args, state, control, **others):
+        if state.global_step == last - 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lm_power.distill.trainer.LossWatch.on_step_end", interrupt)
+        run(tiny, store, tmp_path / "cut", **given)
+    record = run(tiny, store, tmp_path / "cut", resume=True, **given)
+    assert (record["results"]["kept_step"], record["results"]["steps"]) == (best, last)
+    assert record["results"]["resumed_from"] is not None
+    assert record["teacher"]["loss"] == quiet["teacher"]["loss"] is not None
+    assert record["results"]["known_data"] == pytest.approx(quiet["results"]["known_data"], abs=1e-6)
 
 
 @pytest.mark.slow
