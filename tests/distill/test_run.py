@@ -17,6 +17,7 @@ from lm_power import PowerSampler
 from lm_power.config import OptionError
 from lm_power.distill.command import main
 from lm_power.distill.teacher import TeacherDataError
+from lm_power.errors import LMPowerError
 from lm_power.store import read_store
 
 
@@ -366,7 +367,7 @@ def test_missing_files_are_found_before_the_model_is_loaded(tiny: str, store: st
     (tmp_path / "empty").mkdir()
     (tmp_path / "torn.jsonl").write_text("{torn\n")
     for data in (["nosuch"], [store, "nosuch"], [str(tmp_path / "empty")], [str(tmp_path / "torn.jsonl")]):
-        with pytest.raises(TeacherDataError):
+        with pytest.raises(LMPowerError):
             run(tiny, store, tmp_path / "out", data=tuple(data))
     with pytest.raises(TeacherDataError, match="nosuch"):
         run(tiny, store, tmp_path / "out", exclude_prompts_of=("nosuch",))
