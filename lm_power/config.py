@@ -151,11 +151,11 @@ class SamplerConfig:
         if self.explore is None:
             return
         self._set("explore", _within("explore", self.explore, 0, 1))
-        steps = ("power", "power_inf", "tempering")
-        if self.explore > 0 and self.method not in steps and "explore" in METHODS[self.method].options:
+        method = METHODS[self.method]
+        if self.explore > 0 and not method.explores and "explore" in method.options:
             raise OptionError(
                 f"explore={self.explore:g}: method={self.method} has no steps that could explore; use method="
-                f"{', '.join(steps)}, or explore=0"
+                f"{', '.join(other.name for other in METHODS.values() if other.explores)}, or explore=0"
             )
 
     def _checked_rungs(self) -> int | tuple[float, ...]:

@@ -46,6 +46,11 @@ class Method:
         """Those of its options that decide which completion is drawn."""
         return tuple(name for name in self.options if name not in (*COST_ONLY, *self.only_default))
 
+    @property
+    def explores(self) -> bool:
+        """Whether it makes Metropolis-Hastings steps, a share of which can propose from p itself."""
+        return "mcmc_steps" in self.options
+
 
 _STEPS = ("mcmc_steps", "coupled_resume", "early_rejection", "explore")
 _BLOCKS = ("block_size", "final_steps", *_STEPS)

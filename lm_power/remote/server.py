@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lm_power.chains import METHODS
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.decoding import Measures
 from lm_power.remote.client import Card, HTTPClient
@@ -23,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 EXPLORE = 0.03
 """Share of the steps that propose from p, where nothing else is asked for."""
-_EXPLORING = ("power", "power_inf", "tempering")
-_UNCONFINED = ("standard", "temperature")
 _SHARPEST = 100.0  # inverse temperature: vLLM draws no sharper, whatever it is asked for
 _MANY_REDRAWS = 0.01  # share of the draws; more deserves a notice
 
@@ -116,9 +115,9 @@ class Server:
                 f"a proposal temperature of {1 / config.beta:g}: servers draw at {1 / _SHARPEST:g} where less is asked "
                 f"for, which is another distribution; set proposal_temperature >= {1 / _SHARPEST:g}"
             )
-        if config.method in _UNCONFINED or config.explore is not None:
+        if not _confined(config) or config.explore is not None:
             return config
-        if config.method in _EXPLORING:
+        if METHODS[config.method].explores:
             return config.replace(explore=EXPLORE)
         raise OptionError(
             f"method={config.method}: its draws cannot leave the {self.client.top} likeliest tokens that the server "
@@ -131,8 +130,7 @@ class Server:
         self, config: SamplerConfig, rows: int, stops: StopStrings, counters: Traffic, measures: Measures
     ) -> Iterator[TopKDecoder]:
         """A decoder, whose queries are given up at the end, however it comes."""
-        confined = config.method not in _UNCONFINED
-        decoder = TopKDecoder(self.client, rows, self.eos_ids, stops, confined, counters, measures)
+        decoder = TopKDecoder(self.client, rows, self.eos_ids, stops, _confined(config), counters, measures)
         before = counters.confined, counters.redrawn
         try:
             yield decoder
@@ -149,6 +147,11 @@ class Server:
     def close(self) -> None:
         """Close all connections."""
         self.client.close()
+
+
+def _confined(config: SamplerConfig) -> bool:
+    """Whether draws are kept on the lists: not where a completion is the server's own draw, whole."""
+    return "explore" in METHODS[config.method].options
 
 
 def load_tokenizer(name: str, loading: Mapping[str, Any]) -> PreTrainedTokenizerBase:
