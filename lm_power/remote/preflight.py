@@ -10,17 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lm_power.config import OptionError, near_matches
-from lm_power.remote.client import (
-    API_KEY,
-    Card,
-    HTTPClient,
-    NoLists,
-    Place,
-    Refused,
-    Transient,
-    answer_of,
-    entries,
-)
+from lm_power.remote.answers import NoLists, Transient, answer_of, entries
+from lm_power.remote.client import API_KEY, Card, HTTPClient, Place, Refused
 from lm_power.remote.decoder import Answer, ServerError
 
 if TYPE_CHECKING:

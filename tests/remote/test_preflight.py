@@ -10,7 +10,7 @@ from fake_server import FakeServer
 from tiny_tokenizers import words
 
 from lm_power import OptionError, PowerSampler
-from lm_power.remote.client import Transient
+from lm_power.remote.answers import Transient
 from lm_power.remote.server import Server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a tokenizer that is not there is not looked for on the hub
