@@ -81,7 +81,7 @@ class Progress:
         self.tokens = self.proposals = self.accepted = self.changed = 0
         self._bar, self._every, self._clock = bar, every, clock
         self._counts: TokenCounts | None = None
-        self._reading = 0  # tokens of the prompt that is being read
+        self._reading = ""  # which prompts are being read
         self._running = 0
         self._costs: list[int] = []  # tokens that each finished completion has cost, in rising order
         self._spent_on_finished = 0
@@ -101,9 +101,9 @@ class Progress:
             self._rates.clear()
             self._note_rates()
 
-    def reading(self, tokens: int) -> None:
-        """A prompt of so many tokens is about to be read; until the next `show`."""
-        self._reading = tokens
+    def reading(self, tokens: int, prompts: int = 1) -> None:
+        """Prompts of so many tokens in all are about to be read; until the next `show`."""
+        self._reading = f"{'a prompt' if prompts == 1 else f'{prompts} prompts'} of {tokens} tokens"
 
     def settled(self, info: Info, tokens: int) -> None:
         """A segment of `tokens` tokens has been decoded and settled."""
@@ -128,7 +128,7 @@ class Progress:
             running: completions under way.
             under_way: what they have cost and may still cost; asked twice a second at most.
         """
-        self._running, self._reading = running, 0
+        self._running, self._reading = running, ""
         if self._bar is None:
             return
         with self._lock:
@@ -174,7 +174,7 @@ class Progress:
             draws = (self._rates[-1][1] - decoded) / seconds
             parts = [f"{self._running} running", f"{draws:.0f} tok/s"]
             if self._reading:
-                parts.append(f"reading a prompt of {self._reading} tokens")
+                parts.append(f"reading {self._reading}")
             elif reads > draws / 10:  # less does not hold a run up
                 parts.append(f"reading prompts, {reads:.0f} tok/s")
             if self.proposals:

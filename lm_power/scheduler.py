@@ -56,7 +56,7 @@ class Scheduler:
         self._running: dict[int, ActiveJob] = {}  # by job
         self._decoding: dict[int, tuple[ActiveJob, Round, int]] = {}  # by row: whose move of which round it decodes
         self._queue: deque[tuple[ActiveJob, Round, int]] = deque()  # moves that wait for a row
-        self._loaded = 0  # tokens of prompts handed to the engine, which may read them at its next step
+        self._loaded: list[int] = []  # tokens of each prompt handed to the engine since its last step
         self._decoded, self._rejected = 2, 1  # as if one of two had been rejected: a share within (0, 1)
 
     def finished(self, engine: Decoder) -> Iterator[ActiveJob]:
@@ -104,9 +104,9 @@ class Scheduler:
                     break  # one of these rows will be free
                 self._clear_a_row()
             self._place(*self._queue.popleft())
-        if self._loaded:
-            self.progress.reading(self._loaded)
-            self._loaded = 0
+        if self._loaded:  # an engine may read them now, many at a time
+            self.progress.reading(sum(self._loaded), len(self._loaded))
+            self._loaded = []
         touched = {}
         for row, segment in self.engine.step():
             job, flight, place = self._decoding.pop(row)
@@ -204,8 +204,7 @@ class Scheduler:
         if source is not None:
             self.engine.copy(source, row, move.request.keep)
         elif fresh or move.source is not None:
-            self._loaded += len(job.prompt_ids)
-            self.progress.reading(len(job.prompt_ids))
+            self._loaded.append(len(job.prompt_ids))
             self.engine.load(row, job.prompt_ids, self.algorithm.held(flight.state)[move.lane].tolist())
         self._submit(job, flight, place, row)
 

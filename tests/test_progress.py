@@ -189,6 +189,8 @@ def test_tokens_count_when_they_are_drawn_and_prompts_when_they_are_read():
     progress.reading(800)
     clock.now += 4
     assert "0 tok/s, reading a prompt of 800 tokens" in progress.text()
+    progress.reading(9000, prompts=64)
+    assert "0 tok/s, reading 64 prompts of 9000 tokens" in progress.text()
     counts.prefilled = 800
     progress.show(1)
     assert "0 tok/s, reading prompts, 200 tok/s" in progress.text()
