@@ -33,7 +33,7 @@ def read_logged(path: Path) -> list[Drawn]:
             if drawing.complaint is not None:
                 raise TeacherDataError(f"{document.where}: its settings are not this lm-power's ({drawing.complaint})")
             settings = drawing.options if drawing.method is None else {"method": drawing.method, **drawing.options}
-        padding = [Logged(text, text) for text in document.padding]
+        padding = [Logged(text, drawn=text) for text in document.padding]
         rows = enumerate([*document.completions, *padding])
         own = len(document.completions)
         drawn = [_drawn(document, one, repeat, model, settings, repeat >= own) for repeat, one in rows]

@@ -32,25 +32,23 @@ class LogError(UserError):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Logged:
-    """One completion; None for what the line does not tell.
+class Facts:
+    """One completion of one problem; None for what the model, the task or the log does not tell.
 
     Attributes:
-        text: as the task graded it.
-        drawn: as it was drawn, where a thinking section was taken off before grading; else as `text`.
-        correct: the verdict on it, from 0 to 1.
-        answer: the final answer that the task found in it.
-        self_reward: nats per token.
+        text: the completion, as the task graded it.
+        correct: the task's verdict, 1.0 or 0.0; for tasks with partial credit anything between.
+        answer: final answer as the task extracted it, as a string; None also where there was none to extract.
+        self_reward: `(1/|x|) Σ_t log p(x_t | x_<t)`, nats per token.
         finish_reason: "eos", "stop" or "length".
         tokens: its length, EOS included.
         tokens_decoded: tokens decoded for it, rejected work included.
-        seconds: from its start on the engine to its end.
-        steps: its Metropolis-Hastings steps.
-        log_z, kl_from_proposal: what its method estimated, in nats.
+        seconds: wall-clock from its start on the engine to its end, shared with the rows beside it.
+        steps: its Metropolis-Hastings steps; empty columns where the method makes none.
+        log_z, kl_from_proposal: what its method tells of Z_alpha and its proposal, nats (`lm_power.chains.evidence`).
     """
 
     text: str
-    drawn: str
     correct: float | None = None
     answer: str | None = None
     self_reward: float | None = None
@@ -61,6 +59,17 @@ class Logged:
     steps: Steps | None = None
     log_z: float | None = None
     kl_from_proposal: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Logged(Facts):
+    """A completion on a line.
+
+    Attributes:
+        drawn: its text as it was drawn, where a thinking section was taken off before grading; else as `text`.
+    """
+
+    drawn: str = dataclasses.field(kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -194,7 +203,7 @@ def _document(line: Mapping[str, Any], where: str, repeats: int | None) -> Docum
         own = texts[:repeats]
         # Of several completions it cannot be told whose verdict it is.
         facts: dict[str, Any] = {"correct": verdict, "answer": _filtered(line, own[0])} if len(own) == 1 else {}
-        completions = tuple(Logged(text, text, **facts) for text in own)
+        completions = tuple(Logged(text, drawn=text, **facts) for text in own)
     digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
     return Document(
         where=where,

@@ -14,7 +14,7 @@ from typing import Any
 
 from lm_power.errors import UserError
 from lm_power.logs.results import Results, read_results, time_of
-from lm_power.logs.samples import AGAIN, Document, read_samples
+from lm_power.logs.samples import AGAIN, Document, Facts, read_samples
 from lm_power.report.naming import default_label, describe_evaluation
 from lm_power.report.runs import Answer, Dataset, Problem, Run
 from lm_power.report.stored import read_stored_runs
@@ -164,7 +164,7 @@ def _make_run(results: Results, task: str, name: str, documents: Sequence[Docume
 
 
 def _problem(document: Document) -> Problem:
-    columns = [field.name for field in dataclasses.fields(Answer)]
+    columns = [field.name for field in dataclasses.fields(Facts)]
     return Problem(
         doc_id=document.doc_id,
         doc_hash=document.doc_hash,
@@ -174,7 +174,7 @@ def _problem(document: Document) -> Problem:
         answers=tuple(
             Answer(
                 sum_log_prob=None if c.self_reward is None or c.tokens is None else c.self_reward * c.tokens,
-                **{name: getattr(c, name) for name in columns if name != "sum_log_prob"},
+                **{name: getattr(c, name) for name in columns},
             )
             for c in document.completions
         ),

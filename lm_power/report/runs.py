@@ -21,39 +21,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lm_power.completion import Steps
+from lm_power.logs.samples import Facts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
-    """One completion of one problem; None for what the model, the task or the log does not tell.
+class Answer(Facts):
+    """A completion, as a report has it.
 
     Attributes:
-        text: the completion.
-        correct: the task's verdict, 1.0 or 0.0; for tasks with partial credit anything between.
-        answer: final answer as the task extracted it, as a string; None also where there was none to extract.
-        self_reward: `(1/|x|) Σ_t log p(x_t | x_<t)`, nats per token.
         sum_log_prob: log p(x | prompt), nats.
-        finish_reason: "eos", "stop" or "length".
-        tokens: its length, EOS included.
-        tokens_decoded: tokens decoded for it, rejected work included.
-        seconds: wall-clock from its start on the engine to its end, shared with the rows beside it.
-        steps: its Metropolis-Hastings steps; empty columns where the method makes none.
-        log_z, kl_from_proposal: what its method tells of Z_alpha and its proposal, nats (`lm_power.chains.evidence`).
     """
 
-    text: str
-    correct: float | None = None
-    answer: str | None = None
-    self_reward: float | None = None
     sum_log_prob: float | None = None
-    finish_reason: str | None = None
-    tokens: int | None = None
-    tokens_decoded: int | None = None
-    seconds: float | None = None
-    steps: Steps | None = None
-    log_z: float | None = None
-    kl_from_proposal: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
