@@ -13,6 +13,7 @@ from lm_power.engine.backend import HFBackend
 from lm_power.engine.decode_step import NO_MEASURES, DecodeStep, Status
 from lm_power.engine.kv_cache import RowCache
 from lm_power.engine.stopping import StopStrings
+from lm_power.engine.widths import Widths
 
 BatchShape = Literal["shrinking", "fixed"]
 
@@ -48,9 +49,8 @@ class Engine:
     row, so that several proposals can be decoded side by side. Nothing is prefilled after the prompt, but for a
     completion that `load` takes over from an engine that ran out of memory.
 
-    A step runs on as many rows as are busy, rounded up to one of a few widths. Busy rows change places with idle ones
-    once the idle ones between them have cost more than the moves; what is moved when is a matter of counts alone. An
-    idle row within the width runs along, writing to a trash slot. With `batch_shape="fixed"` all rows always take part,
+    A step runs on as many rows as are busy, rounded up to one of a few widths (see `Widths`). An idle row within the
+    width runs along, writing to a trash slot. With `batch_shape="fixed"` all rows always take part,
     so that the shapes of matrix products, and with them the last bits of a row's numbers, do not depend on how many
     other rows are busy.
 
@@ -80,9 +80,7 @@ class Engine:
 
     # The attention is shown a multiple of so many slots, so that few shapes occur: on a GPU each is a graph of its own.
     BUCKET, BUCKET_CUDA = 64, 256
-    # Widths of the batch for each doubling of the rows; on a GPU each is a graph of its own.
-    WIDTHS, WIDTHS_CUDA = 4, 2
-    MOVE_COST = 2  # of one row to another place, in steps of a row
+    WIDTHS, WIDTHS_CUDA = 4, 2  # widths of the batch for each doubling of the rows
     # Half a billion parameters on two cores: a step of 16 rows takes twice as long as one of none. A GPU has to read
     # the weights for that, whatever the rows, up to some hundreds.
     ROW_COST, ROW_COST_CUDA = 1 / 16, 1 / 256
@@ -106,11 +104,11 @@ class Engine:
         on_gpu = backend.input_device.type == "cuda"
         self._ahead = int(on_gpu) if ahead is None else ahead
         self._bucket = self.BUCKET_CUDA if on_gpu else self.BUCKET
-        self._shrinks = batch_shape == "shrinking"
-        self._widths = self.WIDTHS_CUDA if on_gpu else self.WIDTHS
-        self._idled = 0  # steps of idle rows that the busy ones would have spared by moving together
-        # Rows that run along in any case cost nothing.
-        self.row_cost = (self.ROW_COST_CUDA if on_gpu else self.ROW_COST) if self._shrinks else 0.0
+        self._widths: Widths | None = None  # all rows take part in every step, and prompts are read one by one
+        self.row_cost = 0.0  # rows that run along in any case cost nothing
+        if batch_shape == "shrinking":
+            self._widths = Widths(rows, self.WIDTHS_CUDA if on_gpu else self.WIDTHS)
+            self.row_cost = self.ROW_COST_CUDA if on_gpu else self.ROW_COST
         self._cache = RowCache(backend.shapes, rows, prompt_length + max_new_tokens)
         self._is_eos = np.zeros(backend.vocabulary, dtype=bool)
         self._is_eos[list(eos_ids)] = True
@@ -174,7 +172,7 @@ class Engine:
         for prompt, row in sorted(first.items(), key=lambda item: len(item[0])):
             tokens = prompt[:-1]
             self.counters.prefilled += len(tokens)
-            if not self._shrinks or len(tokens) > self.PREFILL_CHUNK // 2:
+            if self._widths is None or len(tokens) > self.PREFILL_CHUNK // 2:
                 self.backend.prefill(self._cache, row, tokens, self.PREFILL_CHUNK)
                 continue
             if (len(together) + 1) * len(tokens) > self.PREFILL_CHUNK:
@@ -263,34 +261,16 @@ class Engine:
         return self._land() if self._landed < self._launched else []
 
     def _width(self) -> int:
-        """Rows of the next step: of the busy ones' places, up to the last; they move together where that pays."""
-        if not self._shrinks:
+        """Rows of the next step; those that have to lie elsewhere for it are moved."""
+        if self._widths is None:
             return self.rows
-        places = self._cache.places
-        busy = np.flatnonzero(self._busy)
-        reached = self._rounded(int(places[busy].max()) + 1)
-        needed = self._rounded(len(busy))
-        if reached == needed:
-            self._idled = 0
-            return reached
-        self._idled += reached - needed
-        outside = busy[places[busy] >= needed]
-        if self._idled < self.MOVE_COST * len(outside):
-            return reached
-        inside = np.flatnonzero(~self._busy & (places < needed))
+        width, pairs = self._widths.next(self._busy, self._cache.places)
         in_flight = self._launched - self._landed
-        for row, other in zip(outside.tolist(), inside.tolist(), strict=False):
+        for row, other in pairs:
             filled = self._prompt_length[[row, other]] + self._length[[row, other]] + in_flight
             self._step.swap(row, other, min(int(filled.max()), self._cache.length))
-        self.counters.moves += len(outside)
-        self._idled = 0
-        return needed
-
-    def _rounded(self, rows: int) -> int:
-        """The least width of so many rows."""
-        doubling = 1 << max(0, (rows - 1).bit_length() - 1)  # the largest power of two below `rows`
-        step = max(1, doubling // self._widths)
-        return min(-(-rows // step) * step, self.rows)
+        self.counters.moves += len(pairs)
+        return width
 
     def _shown(self) -> int:
         """Slots that the attention is shown: as many as the longest row may have filled, in whole buckets."""

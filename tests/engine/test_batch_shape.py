@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from methods import suited
 from models import VOCABULARY, make_model
 
+import lm_power.sampler
 from lm_power import PowerSampler
 from lm_power.config import OptionError
 from lm_power.decoding import Request, Segment
 from lm_power.engine import Engine, HFBackend, StopStrings
+from lm_power.engine.widths import Widths
 
 ROWS, PROMPT_LENGTH, ROOM = 8, 9, 30
 PROMPTS = [[5], [9, 8, 7], [1, 2, 3, 4] * 2, [9, 8, 6], [3, 3]]
@@ -124,7 +127,7 @@ def test_a_moved_row_decodes_as_a_plain_forward_pass_would(backend):
 @pytest.mark.parametrize("method", ["power", "standard", "smc", "tempering"])
 def test_completions_do_not_depend_on_the_batch_shape(backend, method, ahead, monkeypatch):
     """Guards: what is drawn decided by places or moments. Also where results are read late, as on a GPU."""
-    monkeypatch.setattr(Engine.__init__, "__defaults__", (*Engine.__init__.__defaults__[:-2], ahead, "shrinking"))
+    monkeypatch.setattr(lm_power.sampler, "Engine", functools.partial(Engine, ahead=ahead))
     options = suited(method, {"alpha": 2.0, "block_size": 5, "mcmc_steps": 2, "max_new_tokens": 10})
     if method == "smc":
         options |= {"particles": 3, "resample_every": 4}
@@ -169,11 +172,9 @@ def test_a_batch_of_falling_lengths_shrinks_with_them(backend):
 
 
 @pytest.mark.parametrize("per_doubling", [2, 4])
-def test_widths_are_few_and_close(backend, monkeypatch, per_doubling):
+def test_widths_are_few_and_close(per_doubling):
     """Each width is enough, and at most 1 + 1/per_doubling times what is needed; there are so many per doubling."""
-    monkeypatch.setattr(Engine, "WIDTHS", per_doubling)
-    engine = make_engine(backend, rows=64)
-    widths = [engine._rounded(rows) for rows in range(1, 65)]
+    widths = [Widths(64, per_doubling).rounded(rows) for rows in range(1, 65)]
     assert all(rows <= width < rows * (1 + 1 / per_doubling) + 1e-9 for rows, width in enumerate(widths, start=1))
     assert widths == sorted(widths) and widths[:4] == [1, 2, 3, 4] and widths[-1] == 64
     assert len({width for width in widths if 32 < width <= 64}) == per_doubling
