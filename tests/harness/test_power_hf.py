@@ -144,6 +144,20 @@ def test_temperature_says_its_default(evaluate, caplog, options, generation, tol
     assert len(said) == len(told) and all(text in line for text, line in zip(told, said, strict=True))
 
 
+@pytest.fixture
+def rows(monkeypatch) -> list[int]:
+    """Of the batch of each run that begins from now on."""
+    given = []
+    original = PowerSampler.sample
+
+    def spy(self, *arguments, **named):
+        given.append(named["rows"])
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(PowerSampler, "sample", spy)
+    return given
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -152,36 +166,21 @@ def test_temperature_says_its_default(evaluate, caplog, options, generation, tol
         {"batch_size": "auto", "max_batch_size": 2, "method": "tempering", "rungs": 3, "block_size": 192},
     ],
 )
-def test_batch_size_auto(evaluate, monkeypatch, options):
+def test_batch_size_auto(evaluate, rows, options):
     """Guards `auto`: HFLM's own search would be run on the wrong kind of batch; max_batch_size bounds it.
 
     Also where a completion is drawn by several lanes.
     """
-    rows = []
-    original = PowerSampler.sample
-
-    def spy(self, *arguments, **named):
-        rows.append(named["rows"])
-        return original(self, *arguments, **named)
-
-    monkeypatch.setattr(PowerSampler, "sample", spy)
     evaluate(options=options)
     assert rows == [options.get("max_batch_size", len(PROMPTS))]
 
 
 @pytest.mark.parametrize(("shape", "expected"), [("shrinking", 1), ("fixed", len(PROMPTS))])
-def test_a_resumed_run_has_the_rows_of_what_is_missing(evaluate, monkeypatch, tmp_path, shape, expected):
+def test_a_resumed_run_has_the_rows_of_what_is_missing(evaluate, rows, tmp_path, shape, expected):
     """Guards: one missing completion decoded at the price of all; and a fixed shape that is not kept over a resume."""
     options = {"batch_size": "auto", "batch_shape": shape, "completions": str(tmp_path / "store")}
     evaluate(prompts=PROMPTS[:-1], options=options)
-    rows = []
-    original = PowerSampler.sample
-
-    def spy(self, *arguments, **named):
-        rows.append(named["rows"])
-        return original(self, *arguments, **named)
-
-    monkeypatch.setattr(PowerSampler, "sample", spy)
+    rows.clear()
     evaluate(options=options)
     assert rows == [expected]
 

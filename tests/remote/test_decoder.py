@@ -165,13 +165,19 @@ def finish(decoder: TopKDecoder, row: int, asked: Request):
 NEVER = dataclasses.replace(TOY, eos_ids=frozenset(), _tables={})
 
 
-def test_the_lost_list_is_asked_for_once_and_gives_the_same_token() -> None:
-    """Guards the first token of a coupled resume: from a stored list, or one asked for, it is the same."""
+def with_a_completion():
+    """A client, a decoder, and the segment that its row 0 holds, without EOS."""
     client = TableClient(NEVER, TOP)
     decoder = decoder_of(client)
     decoder.load(0, PROMPT)
     first = finish(decoder, 0, request())
     decoder.commit(0)
+    return client, decoder, first
+
+
+def test_the_lost_list_is_asked_for_once_and_gives_the_same_token() -> None:
+    """Guards the first token of a coupled resume: from a stored list, or one asked for, it is the same."""
+    client, decoder, first = with_a_completion()
     kept = first.tokens[:2].tolist()
     asked = request(2, seed=3, excluded_first_token=int(first.tokens[2]))
     before = len(client.asked)
@@ -188,11 +194,7 @@ def test_the_lost_list_is_asked_for_once_and_gives_the_same_token() -> None:
 
 def test_what_is_copied_knows_the_next_list() -> None:
     """Guards prefetch: a copy that keeps some tokens draws the excluded one's successor from the stored list."""
-    client = TableClient(NEVER, TOP)
-    decoder = decoder_of(client)
-    decoder.load(0, PROMPT)
-    first = finish(decoder, 0, request())
-    decoder.commit(0)
+    client, decoder, first = with_a_completion()
     decoder.copy(0, 1, 2)
     before = len(client.asked)
     finish(decoder, 1, request(2, seed=3, excluded_first_token=int(first.tokens[2])))
@@ -200,11 +202,7 @@ def test_what_is_copied_knows_the_next_list() -> None:
 
 
 def test_rollback_aborts_and_keeps_what_was_settled() -> None:
-    client = TableClient(NEVER, TOP)
-    decoder = decoder_of(client)
-    decoder.load(0, PROMPT)
-    first = finish(decoder, 0, request())
-    decoder.commit(0)
+    client, decoder, first = with_a_completion()
     decoder.submit(0, request(1, seed=2))
     assert decoder.rollback(0) == 0 and len(client.aborted) == 1 and not client.waiting
     finish(decoder, 0, request(1, seed=4))
