@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lm_power.chains import METHODS
+
 COMPARED = 256
 """Training completions on which teacher and student are compared."""
 
@@ -32,9 +34,6 @@ class Losses:
     student: float
 
 
-_ALPHA_METHODS = ("power", "smc", "tempering", "rejection", "sps")
-
-
 def teacher_beta(config: Mapping[str, Any] | None) -> float | None:
     """The inverse temperature whose token-wise distribution q is nearest to what the teacher drew from.
 
@@ -55,7 +54,8 @@ def teacher_beta(config: Mapping[str, Any] | None) -> float | None:
         return 1.0
     if method == "temperature" and settings.get("proposal_temperature"):
         return 1 / float(settings["proposal_temperature"])
-    return float(settings["alpha"]) if method in _ALPHA_METHODS and "alpha" in settings else None
+    sharpens = method in METHODS and "alpha" in METHODS[method].deciding
+    return float(settings["alpha"]) if sharpens and "alpha" in settings else None
 
 
 def warning(losses: Losses, validation: Sequence[tuple[int, float]], kept_step: int) -> str | None:
