@@ -206,6 +206,8 @@ def test_an_interrupt_leaves_no_request_running(served) -> None:
     one = sampler()
 
     ended = threading.Event()
+    # A process that was started in the background may have inherited that interrupts are ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def press() -> None:
         try:
@@ -223,6 +225,7 @@ def test_an_interrupt_leaves_no_request_running(served) -> None:
             outcome(one)
         finally:
             ended.set()
+            signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 40
     thread.join()
     eventually(lambda: server.under_way == 0)
