@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from test_kernel import CASES, Case
+from chains.test_kernel import CASES, Case
 from toy import agreement, drawn, own_law, power_law, random_toy, total_variation, trace, transition_matrix
 
 from lm_power.chains import BlockwiseMetropolis, Stream

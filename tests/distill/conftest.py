@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from distilling import run, sample_store, save_model
+from distill_runs import run, sample_store, save_model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

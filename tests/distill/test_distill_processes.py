@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import psutil
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from distilling import losses, options, run, sample_store
+from distill_runs import free_port, losses, options, run, sample_store
 from safetensors.torch import load_file
 
 from lm_power.distill.options import DistillConfig
@@ -73,12 +72,6 @@ class Command:
             one.kill()
         process.wait()
         assert not (self.output / "adapter_model.safetensors").exists(), "it was over before it was killed"
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return str(free.getsockname()[1])
 
 
 def assert_same_adapter(one: Path, other: Path, tolerance: float = 1e-6) -> None:

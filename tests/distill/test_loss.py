@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from distilling import losses, run
+from distill_runs import losses, run
 from transformers import AutoModelForCausalLM
 
 from lm_power.distill.loss import learnt_tokens, negative_log_likelihood

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from distilling import options
-from test_distill_processes import free_port
+from distill_runs import free_port, options
 
 BEGIN = """
 import sys, time

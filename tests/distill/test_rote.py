@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from distilling import losses, run, sample_store
+from distill_runs import losses, run, sample_store
 from transformers import AutoModelForCausalLM
 
 from lm_power.distill.rote import Losses, unseen_loss, warning

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from distilling import PROMPTS, losses, options, run, sample_store, save_model
+from distill_runs import PROMPTS, losses, options, run, sample_store, save_model
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 import transformers as tf
-from distilling import run, sample_store, save_model
+from distill_runs import run, sample_store, save_model
 from foreign_adapters import FOREIGN, make_adapter
 from huggingface_hub import ModelCard
 from models import CONFIGS, make_model

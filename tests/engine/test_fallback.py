@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from engine.test_decode_step import Capture, Graph, graphs_on_the_cpu  # noqa: F401
 from models import EOS, make_model
-from test_decode_step import Capture, Graph, graphs_on_the_cpu  # noqa: F401
 
 from lm_power import PowerSampler
 from lm_power.engine import UnsupportedModelError, attention, decode_step

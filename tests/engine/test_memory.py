@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from limited_memory import make_sampler
+from engine.limited_memory import make_sampler
 from methods import suited
 from models import make_model
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from math_verdicts import VERDICTS
+from grading.math_verdicts import VERDICTS
 
 from lm_power.grading.math_answers import extract_answer
 from lm_power.grading.math_grader import MathGrader, grade_math

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import pytest
-from tiny_lm import PROMPTS, Evaluation, save_model, write_task
+from harness.tiny_lm import PROMPTS, Evaluation, save_model, write_task
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

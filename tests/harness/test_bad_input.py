@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-from tiny_lm import CHARACTERS, POSITIONS, SPECIAL, make_model, make_tokenizer
+from harness.tiny_lm import CHARACTERS, POSITIONS, SPECIAL, make_model, make_tokenizer
 
 from lm_power.config import OptionError
 from lm_power.engine import Engine

@@ -11,12 +11,12 @@ import sys
 import time
 
 import pytest
+from harness.tiny_lm import PROMPTS, Evaluation, make_tokenizer, write_task
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 from remote.fake_server import FakeServer, Ways, of_model
-from tiny_lm import PROMPTS, Evaluation, make_tokenizer, write_task
 
 from lm_power import OptionError, PowerSampler
 from lm_power.harness.power_api import PowerAPI

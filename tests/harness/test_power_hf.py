@@ -10,9 +10,9 @@ import warnings
 
 import pytest
 import torch
+from harness.tiny_lm import POSITIONS, PROMPTS, make_model, make_tokenizer
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import handle_non_serializable
-from tiny_lm import POSITIONS, PROMPTS, make_model, make_tokenizer
 
 from lm_power import PowerSampler
 from lm_power.completion import Completion

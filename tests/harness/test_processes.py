@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_lm import PROMPTS, write_task
+from harness.tiny_lm import PROMPTS, write_task
 
 from lm_power.store import read_store
 

@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 import pytest
-from fake_server import FakeServer
-from table_client import NO_STOPS, PROMPT
+from remote.fake_server import FakeServer
+from remote.table_client import NO_STOPS, PROMPT
 from toy import random_toy
 
 from lm_power import PowerSampler

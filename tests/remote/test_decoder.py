@@ -8,7 +8,7 @@ import functools
 import numpy as np
 import pytest
 from methods import suited
-from table_client import NO_STOPS, PROMPT, TableClient, counts_of, decoder_of, draw
+from remote.table_client import NO_STOPS, PROMPT, TableClient, counts_of, decoder_of, draw
 from tiny_tokenizers import words
 from toy import agreement, ancestral_law, own_law, power_law, random_toy, total_variation, transition_matrix
 

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from fake_server import FakeServer
+from remote.fake_server import FakeServer
 from tiny_tokenizers import words
 
 from lm_power import OptionError, PowerSampler

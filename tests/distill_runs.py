@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lm_power.distill.run import distill
 from lm_power.fingerprint import fingerprint
 from lm_power.store import CompletionStore, Provenance
 
-__all__ = ["LONGEST", "PROMPTS", "losses", "options", "run", "sample_store", "save_model"]
+__all__ = ["LONGEST", "PROMPTS", "free_port", "losses", "options", "run", "sample_store", "save_model"]
 
 EOS = 0
 PROMPTS = 13
@@ -57,3 +58,9 @@ def losses(output: Path | str) -> list[float]:
     """Every loss that a run logged, training and validation, in order."""
     log = json.loads((Path(output) / "training_log.json").read_text())
     return [entry[name] for entry in log for name in ("loss", "eval_loss") if name in entry]
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return str(free.getsockname()[1])
