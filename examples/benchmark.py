@@ -135,8 +135,8 @@ def main() -> None:
         raise SystemExit(str(error)) from None
     except torch.OutOfMemoryError as error:
         raise SystemExit(f"out of memory; choose fewer --rows or a shorter --max-new-tokens\n{error}") from None
-    model = sampler.backend.model
-    traffic = Traffic.of(sampler.backend, copied)
+    model = sampler.host.backend.model
+    traffic = Traffic.of(sampler.host.backend, copied)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{args.device}, {platform.machine()}"
     print(f"\n{args.shape or args.model}: {model.num_parameters() / 1e6:.2f}M parameters, {model.dtype}, {where}")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__}")

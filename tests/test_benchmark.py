@@ -124,7 +124,7 @@ def test_lengths_are_forced_in_all_contenders(sampler: PowerSampler, prompts: li
     match = contest.Contest(arguments(), sampler, prompts)
     wanted = [match.length(prompt) for prompt in prompts]
     assert len(set(wanted)) > 5 and any(length % 8 == 0 and length < LONGEST for length in wanted)
-    every = range(sampler.backend.vocabulary)  # all of them EOS: nothing may end by them
+    every = range(sampler.host.backend.vocabulary)  # all of them EOS: nothing may end by them
     ids, sampler.eos_ids = sampler.eos_ids, tuple(every)
     try:
         match.ours("C")
@@ -136,9 +136,9 @@ def test_lengths_are_forced_in_all_contenders(sampler: PowerSampler, prompts: li
         assert {completion.finish_reason for completion in match.drawn[name]} == {"eos"}
     config = SamplerConfig(**match.options, coupled_resume=False, early_rejection=False)
     chain = forced.ForcedChain(contest.make_algorithm(config), match.lengths)
-    side_by_side = contenders.Lockstep(sampler.backend.model, chain, 1 / config.beta, ()).sample(prompts[:4])
+    side_by_side = contenders.Lockstep(sampler.host.backend.model, chain, 1 / config.beta, ()).sample(prompts[:4])
     assert [len(tokens) for tokens in side_by_side] == wanted[:4]
-    alone = contenders.ReleasedChain(sampler.backend.model, config, ())
+    alone = contenders.ReleasedChain(sampler.host.backend.model, config, ())
     assert alone.sample(torch.tensor([prompts[0]]), wanted[0]).shape == (1, wanted[0])
 
 
@@ -189,7 +189,7 @@ def test_lengths_are_those_of_the_simulation() -> None:
 
 def test_plain_decoding_does_what_it_counts(sampler: PowerSampler, prompts: list[list[int]]) -> None:
     """Guards the floor's tokens, passes and positions, by the shapes that the model is really given."""
-    model, seen = sampler.backend.model, []
+    model, seen = sampler.host.backend.model, []
     ragged = [prompt[: 3 + index % 3] for index, prompt in enumerate(prompts)]
     plain = contenders.PlainDecoding.like(tokens=400, context=4 + 10, prompts=ragged, rows=4)
     assert (plain.rows, plain.batches, plain.length) == (4, 5, 20)

@@ -22,7 +22,7 @@ from lm_power.engine.attention import check_kernel
 from lm_power.engine.backend import HFBackend
 from lm_power.engine.device import default_device
 from lm_power.engine.fallback import try_draw, try_recorded_steps
-from lm_power.engine.memory import free_memory, rows_that_fit, total_memory
+from lm_power.engine.memory import free_memory, total_memory
 
 _GIB = 2**30
 _PROMPT = "Question: what is seventeen times twenty-three? Think step by step.\nAnswer:"
@@ -288,19 +288,21 @@ def _optional(name: str, setting: Setting) -> Finding:
 
 
 def _model(setting: Setting) -> Finding:
+    from lm_power.host import LocalHost
     from lm_power.sampler import PowerSampler
 
     assert setting.model is not None
     sampler = PowerSampler.from_pretrained(
         setting.model, device=str(setting.device), dtype=setting.dtype, max_rows="auto"
     )
-    backend = sampler.backend
-    assert isinstance(backend, HFBackend)
+    host = sampler.host
+    assert isinstance(host, LocalHost)
+    backend = host.backend
     prompt = sampler.encode(_PROMPT)
     longest = setting.max_new_tokens
     if backend.max_positions is not None:
         longest = max(1, min(longest, backend.max_positions - len(prompt)))
-    fit = rows_that_fit(backend, len(prompt) + longest, longest)
+    fit = host.rows_that_fit(len(prompt) + longest, longest)
     rows = min(fit, 16)
     before, started = sampler.counters.decoded, time.perf_counter()
     sampler.generate([prompt], n=rows, method="standard", max_new_tokens=min(24, longest))
