@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from lm_power import alpaca_eval, cli
 from lm_power.alpaca_eval import INSTRUCTIONS
 from lm_power.completion import Completion, Stats
-from lm_power.harness.alpaca_data import load_alpaca_eval
+from lm_power.data.alpaca import load_alpaca_eval
 from lm_power.harness.metrics import ungraded_results
 
 TASKS = Path(__file__).resolve().parents[1] / "tasks"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from lm_eval.tasks import TaskManager
 
-from lm_power.harness.gpqa_data import CHOICES, COLUMNS, arrange, extract_letter, load_gpqa, load_gpqa_train
+from lm_power.data.gpqa import CHOICES, COLUMNS, arrange, extract_letter, load_gpqa, load_gpqa_train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TASKS = REPOSITORY / "tasks"
@@ -72,7 +72,7 @@ def test_prompt_is_the_papers(folder):
 
 ORDERS = """
 import json, sys
-from lm_power.harness.gpqa_data import load_gpqa
+from lm_power.data.gpqa import load_gpqa
 print(json.dumps(load_gpqa("gpqa_diamond", sys.argv[1])))
 """
 

@@ -14,7 +14,8 @@ from lm_eval.loggers import EvaluationTracker  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 from lm_eval.utils import handle_non_serializable, hash_string, make_table  # noqa: E402
 
-from lm_power.harness import math_data, metrics  # noqa: E402
+from lm_power.data.math_problems import MATH500  # noqa: E402
+from lm_power.harness import metrics  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TASKS = REPOSITORY / "tasks"
@@ -106,7 +107,7 @@ def test_configuration(rows_file):
     task = manager(rows_file).load(["math500"])["tasks"]["math500"]
     assert task.config.generation_kwargs == {"until": [], "max_gen_toks": 3072, "do_sample": False}
     assert (task.VERSION, task.config.num_fewshot, task.config.repeats) == (1.2, 0, 1)
-    assert task.config.dataset_path == math_data.MATH500 == "HuggingFaceH4/MATH-500"
+    assert task.config.dataset_path == MATH500 == "HuggingFaceH4/MATH-500"
 
 
 def test_plain_completions(rows_file, caplog):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from lm_eval.tasks import TaskManager
 
-from lm_power.harness.local_data import normalised
-from lm_power.harness.math_data import SUBJECTS, draw_others, load_math_train
+from lm_power.data.loading import normalised
+from lm_power.data.math_problems import SUBJECTS, draw_others, load_math_train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TASKS = REPOSITORY / "tasks"

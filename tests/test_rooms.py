@@ -59,6 +59,10 @@ def test_nothing_in_lm_power_imports_the_trainer() -> None:
     assert "distill" not in set().union(*ARROWS.values())
 
 
+def test_the_trainer_and_the_data_sets_know_nothing_of_lm_eval() -> None:
+    assert "harness" not in ARROWS["distill"] | ARROWS["data"]
+
+
 def test_algorithms_know_no_model_and_engines_no_algorithm() -> None:
     assert ARROWS["chains"].isdisjoint({"torch", "transformers", "engine", "scheduler", "sampler", "harness", "store"})
     assert ARROWS["engine"].isdisjoint({"chains", "scheduler", "sampler", "harness", "store"})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lm_power.data.loading import load_local
 from lm_power.errors import UnavailableError
-from lm_power.harness.local_data import load_local
 
 if TYPE_CHECKING:
     from datasets import Dataset

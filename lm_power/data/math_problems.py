@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lm_power.config import OptionError
+from lm_power.data.loading import load_hub, load_local, normalised
 from lm_power.errors import DataError
 from lm_power.grading.math_answers import extract_answer
-from lm_power.harness.local_data import load_hub, load_local, normalised
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_power.data.loading import load_hub, load_local, normalised
 from lm_power.errors import DataError
 from lm_power.grading.math_answers import last_box
-from lm_power.harness.local_data import load_hub, load_local, normalised
 
 if TYPE_CHECKING:
     from datasets import Dataset
