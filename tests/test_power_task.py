@@ -14,12 +14,12 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 
-from lm_power.best_of_n import ks
 from lm_power.completion import Completion, Stats
 from lm_power.harness import metrics
 from lm_power.harness.metrics import metric_list
 from lm_power.harness.power_hf import PowerHF
 from lm_power.harness.power_task import PowerTask
+from lm_power.stats.best_of_n import ks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TASKS = REPOSITORY / "tasks"

@@ -5,7 +5,8 @@ import operator
 
 import pytest
 
-from lm_power.best_of_n import best_of_n, covariance, ks, majority_at_k, majority_vote, mean, pass_at_k
+from lm_power.stats.best_of_n import best_of_n, ks, majority_at_k, majority_vote, pass_at_k
+from lm_power.stats.means import covariance, mean
 
 
 @pytest.mark.parametrize("n", range(1, 9))

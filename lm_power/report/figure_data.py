@@ -7,17 +7,16 @@ Shares have the standard error of the ratio estimator, curves a 95% band by the 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import numpy as np
-import scipy.stats
 
 from lm_power.report.runs import Run
-from lm_power.report.summary import Estimate, Quantity, majority_matrix, pass_matrix
+from lm_power.report.summary import Quantity, majority_matrix, pass_matrix
+from lm_power.stats.means import Estimate, share
+from lm_power.stats.resampling import bootstrap_interval
 
 RESAMPLES = 2000
-LEVEL = 0.95
 CUT_BINS = 10
 DECILES = 10
 
@@ -135,35 +134,12 @@ def reliability(run: Run) -> list[Bin]:
     ]
 
 
-def share(values: np.ndarray, owner: np.ndarray) -> Estimate:
-    """`r = Σ values / count`, and the ratio estimator's standard error over problems (Cochran 1977, section 6.3).
-
-    With v_j the sum and c_j the count of problem j of m: `sqrt(m / (m-1) Σ_j (v_j - r c_j)²) / Σ_j c_j`. Where every
-    problem has equally many values it is `s / sqrt(m)` of the problems' means.
-
-    Args:
-        values: float array [values].
-        owner: index of the problem that each belongs to, int array [values].
-    """
-    _, group = np.unique(owner, return_inverse=True)
-    counts = np.bincount(group)
-    ratio = float(values.mean())
-    m = len(counts)
-    residuals = np.bincount(group, weights=values) - ratio * counts
-    error = math.sqrt(m / (m - 1) * float(residuals @ residuals)) / len(values) if m > 1 else None
-    return Estimate(ratio, error, m)
-
-
 def _curve(matrix: np.ndarray | None) -> Curve | None:
     if matrix is None or matrix.shape[1] < 2:
         return None
     value = low = high = matrix.mean(axis=0)
     if len(matrix) > 1:
-        band = scipy.stats.bootstrap(
-            (matrix,), np.mean, axis=0, n_resamples=RESAMPLES, batch=100, confidence_level=LEVEL,
-            method="percentile", rng=np.random.default_rng(0),
-        ).confidence_interval  # fmt: skip
-        low, high = band.low, band.high
+        low, high = bootstrap_interval(matrix, RESAMPLES)
     value, low, high = (tuple(float(x) for x in column) for column in (value, low, high))
     return Curve(tuple(range(1, matrix.shape[1] + 1)), value, low, high)
 

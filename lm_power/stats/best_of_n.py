@@ -8,14 +8,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean, correctly rounded sum.
-
-    >>> mean([1.0, 0.0])
-    0.5
-    """
-    return math.fsum(values) / len(values)
+from lm_power.stats.means import mean
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -50,16 +43,6 @@ def best_of_n(rewards: Sequence[float], scores: Sequence[float]) -> float:
     """
     best = max(rewards)
     return mean([score for reward, score in zip(rewards, scores, strict=True) if reward == best])
-
-
-def covariance(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Unbiased sample covariance `1/(n-1) Σ (x - x̄)(y - ȳ)`, n >= 2.
-
-    >>> covariance([1.0, 0.0], [-0.1, -0.5])
-    0.2
-    """
-    x_mean, y_mean = mean(xs), mean(ys)
-    return math.fsum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True)) / (len(xs) - 1)
 
 
 def majority_vote(correct: Sequence[float], answers: Sequence[Any], equal: Callable[[Any, Any], bool]) -> float:
