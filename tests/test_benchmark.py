@@ -1,4 +1,4 @@
-"""examples/benchmark.py: run as a user runs it; and that what it forces, counts and projects is what it says."""
+"""examples/benchmark: run as a user runs it; and that what it forces, counts and projects is what it says."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lm_power import PowerSampler, SamplerConfig
 from lm_power.chains import Stream
 from lm_power.engine import Counters
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+EXAMPLE = Path(__file__).parents[1] / "examples" / "benchmark"
+sys.path.insert(0, str(EXAMPLE))
 try:
     import bandwidth
     import benchmark
@@ -27,7 +27,7 @@ try:
     import shapes
     import table
 finally:
-    sys.path.remove(str(EXAMPLES))
+    sys.path.remove(str(EXAMPLE))
 
 PROMPTS, LONGEST = 12, 24
 SMALL = {"--max-new-tokens": LONGEST, "--block-size": 8, "--mcmc-steps": 3, "--rows": 4}
@@ -35,7 +35,7 @@ SMALL = {"--max-new-tokens": LONGEST, "--block-size": 8, "--mcmc-steps": 3, "--r
 
 def run(*arguments: object) -> str:
     """What the command prints."""
-    command = [EXAMPLES / "benchmark.py", *(part for pair in SMALL.items() for part in pair), *arguments]
+    command = [EXAMPLE / "benchmark.py", *(part for pair in SMALL.items() for part in pair), *arguments]
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300)
     assert not done.returncode, done.stderr
     return done.stdout

@@ -1,10 +1,12 @@
 r"""What a completion from p^alpha costs: contenders in one process, on the same model, prompts and settings.
 
-    python examples/benchmark.py                               # pocket model, 64 prompts, CPU
-    python examples/benchmark.py --shape 50m --prompts 16 --rows 16 --max-new-tokens 32 --block-size 8 --only C E
-    python examples/benchmark.py --model ID_OR_DIR --prompts-file prompts.txt --block-size 192 --max-new-tokens 3072
-    python examples/benchmark.py --shape qwen2.5-7b --dtype bfloat16 --lengths lognormal --prompts 500 --rows 256 \
-        --block-size 192 --max-new-tokens 3072 --prompts-of-a 1 --only A C E F
+    python examples/benchmark/benchmark.py   # pocket model, 64 prompts, CPU
+    python examples/benchmark/benchmark.py --shape 50m --prompts 16 --rows 16 --max-new-tokens 32 \
+        --block-size 8 --only C E
+    python examples/benchmark/benchmark.py --model ID_OR_DIR --prompts-file prompts.txt --block-size 192 \
+        --max-new-tokens 3072
+    python examples/benchmark/benchmark.py --shape qwen2.5-7b --dtype bfloat16 --lengths lognormal --prompts 500 \
+        --rows 256 --block-size 192 --max-new-tokens 3072 --prompts-of-a 1 --only A C E F
 
 A  the algorithm as Karan & Du (2025) released it: one chain at a time, `model.generate` from the whole prefix at
    every step. Its chain is not exact, and since it cannot grow back it decodes fewer tokens than an exact one.
@@ -50,13 +52,13 @@ from lm_power.config import OptionError
 from lm_power.engine import UnsupportedModelError
 
 HERE = Path(__file__).resolve().parent
-PROBLEMS = HERE.parent / "tasks" / "pocket_sums" / "problems.jsonl"
+PROBLEMS = HERE.parents[1] / "tasks" / "pocket_sums" / "problems.jsonl"
 
 
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(HERE / "pocket" / "model"), help="hub id or folder")
+    parser.add_argument("--model", default=str(HERE.parent / "pocket" / "model"), help="hub id or folder")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a model")
     parser.add_argument("--layers", type=int, help="layers of the shape; default: all")
     parser.add_argument("--prompts-file", type=Path, help="one prompt a line; default: pocket_sums problems")

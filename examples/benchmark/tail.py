@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the last rows of a run cost: one completion many times as long as the others, on the engine itself.
 
-    python examples/tail.py --model ID_OR_FOLDER --dtype bfloat16
+    python examples/benchmark/tail.py --model ID_OR_FOLDER --dtype bfloat16
 
 Prints the CPU time of a step for each number of rows, c(r), with all of them busy; then the time of a run whose lengths
 are given, with the batch that shrinks and with the fixed one, over the sum of c(busy rows) over the steps: what a batch

@@ -1,6 +1,6 @@
 """What the lm-power start-up hook costs every Python process, in milliseconds.
 
-    python examples/measure_startup.py [--runs 200]
+    python examples/benchmark/measure_startup.py [--runs 200]
 
 Makes two throwaway virtual environments that differ only in what a wheel install of lm-power adds at start-up
 (lm_power.pth and the modules that it imports), starts Python in each in turn, and prints the medians.
