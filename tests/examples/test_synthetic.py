@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from lm_power import theory
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "synthetic"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "synthetic"
 sys.path.insert(0, str(EXAMPLE))
 try:
     import figures

@@ -21,7 +21,7 @@ from lm_power.harness.power_hf import PowerHF
 from lm_power.harness.power_task import PowerTask
 from lm_power.stats.best_of_n import ks
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 TASKS = REPOSITORY / "tasks"
 POCKET = str(REPOSITORY / "examples" / "pocket" / "model")
 BEST_OF_N = {"bon_acc", "bon_self_reward", "cov_acc_self_reward"}

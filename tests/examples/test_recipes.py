@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from lm_power.config import SamplerConfig
 from lm_power.harness.options import split_model_args
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "examples" / "recipes").glob("*.yaml"))
 README = (REPOSITORY / "examples" / "recipes" / "README.md").read_text()
 MODELS = ("phi-3.5-mini-instruct", "qwen2.5-7b", "qwen2.5-math-7b")

@@ -4,7 +4,7 @@ import runpy
 import sys
 from pathlib import Path
 
-QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.py"
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.py"
 
 
 def test_power_sampling_beats_plain_sampling(monkeypatch, capsys) -> None:

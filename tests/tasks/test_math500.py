@@ -17,7 +17,7 @@ from lm_eval.utils import handle_non_serializable, hash_string, make_table  # no
 from lm_power.data.math_problems import MATH500  # noqa: E402
 from lm_power.harness import metrics  # noqa: E402
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 TASKS = REPOSITORY / "tasks"
 DATA = Path(os.environ.get("LM_POWER_DATA", REPOSITORY.parent / "shared" / "data"))
 

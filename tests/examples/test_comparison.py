@@ -12,7 +12,7 @@ import pytest
 from lm_power.chains.tempering import thermodynamic_log_z
 from lm_power.completion import Completion, Stats
 
-FOLDER = Path(__file__).parents[1] / "examples" / "comparison"
+FOLDER = Path(__file__).parents[2] / "examples" / "comparison"
 
 
 def load(name, monkeypatch):

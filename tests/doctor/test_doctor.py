@@ -16,7 +16,7 @@ from lm_power.doctor.command import NEEDED, PARTS, table
 from lm_power.engine import attention
 from lm_power.sandbox import runner
 
-POCKET = Path(__file__).parents[1] / "examples" / "pocket" / "model"
+POCKET = Path(__file__).parents[2] / "examples" / "pocket" / "model"
 SLOW = ("sandbox", "math", "bfloat16", "engine")  # seconds each: stood in for where they are not what is looked at
 
 

@@ -18,7 +18,7 @@ from lm_power.grading.programs import assemble  # noqa: E402
 from lm_power.harness.code_answers import make_program  # noqa: E402
 from lm_power.sandbox.runner import run_programs  # noqa: E402
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 TASKS = REPOSITORY / "tasks"
 DATA = Path(os.environ.get("LM_POWER_DATA", REPOSITORY.parent / "shared" / "data"))
 MBPP = DATA / "sanitized-mbpp.json"

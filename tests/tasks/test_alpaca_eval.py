@@ -18,7 +18,7 @@ from lm_power.completion import Completion, Stats
 from lm_power.data.alpaca import load_alpaca_eval
 from lm_power.harness.metrics import ungraded_results
 
-TASKS = Path(__file__).resolve().parents[1] / "tasks"
+TASKS = Path(__file__).resolve().parents[2] / "tasks"
 ROWS = [
     {"instruction": "Say {{a}} {% if %} \\n.", "output": "theirs", "generator": "other", "dataset": "koala"},
     {

@@ -16,7 +16,7 @@ from lm_power import PowerSampler, SamplerConfig
 from lm_power.chains import Stream
 from lm_power.engine import Counters
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "benchmark"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "benchmark"
 sys.path.insert(0, str(EXAMPLE))
 try:
     import bandwidth

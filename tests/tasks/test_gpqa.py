@@ -13,7 +13,7 @@ from lm_eval.tasks import TaskManager
 
 from lm_power.data.gpqa import CHOICES, COLUMNS, arrange, extract_letter, load_gpqa, load_gpqa_train
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 TASKS = REPOSITORY / "tasks"
 
 

@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 from lm_power.data.loading import normalised
 from lm_power.data.math_problems import SUBJECTS, draw_others, load_math_train
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 TASKS = REPOSITORY / "tasks"
 DATA = Path(os.environ.get("LM_POWER_DATA", REPOSITORY.parent / "shared" / "data"))
 

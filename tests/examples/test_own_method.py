@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-FILE = Path(__file__).parents[1] / "examples" / "own_method.py"
+FILE = Path(__file__).parents[2] / "examples" / "own_method.py"
 
 
 def test_a_method_of_ones_own_has_its_law(capsys):

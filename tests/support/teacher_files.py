@@ -14,7 +14,7 @@ from lm_power.store import CompletionStore, Provenance
 MODEL = "some/model@0123456789abcdef"
 CONFIG = SamplerConfig(max_new_tokens=200)
 EOS = 0
-TOKENIZER = AutoTokenizer.from_pretrained(Path(__file__).parents[1] / "examples/pocket/model", local_files_only=True)
+TOKENIZER = AutoTokenizer.from_pretrained(Path(__file__).parents[2] / "examples/pocket/model", local_files_only=True)
 
 
 def ids(text: str) -> tuple[int, ...]:
