@@ -20,9 +20,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lm_power import Completion, PowerSampler, SamplerConfig
-from lm_power.best_of_n import best_of_n, majority_vote
 from lm_power.fingerprint import fingerprint
 from lm_power.jobs import Job
+from lm_power.stats.best_of_n import best_of_n, majority_vote
 from lm_power.store import CompletionStore, Provenance
 from lm_power.tasks.pocket_sums.utils import PROBLEMS, parse_answer
 

@@ -228,7 +228,7 @@ def run_python(*arguments: str, **environment: str) -> None:
     """A Python of its own, whose output is shown if it fails."""
     done = subprocess.run(
         [sys.executable, *arguments],
-        env=os.environ | {"PYTHONPATH": str(HERE.parent), "HF_HUB_OFFLINE": "1"} | environment,
+        env=os.environ | {"PYTHONPATH": str(HERE.parent / "support"), "HF_HUB_OFFLINE": "1"} | environment,
         cwd=HERE.parents[1],
         capture_output=True,
         text=True,
