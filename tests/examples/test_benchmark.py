@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +98,16 @@ def test_prompts_from_a_file(tmp_path: Path) -> None:
     printed = run("--prompts-file", file, "--only", "C")
     assert cells(printed)["C lm-power"]["completions"] == "2"
     assert "2 prompts, 4 rows" in printed and "time of 500 completions such as these" in printed
+
+
+def test_prompts_of_a_data_set(tmp_path: Path) -> None:
+    """Guards prompts of several lines, as code has them, in the form that data sets are handed around in."""
+    prompts = ["def f():\n    pass\n", "Größe?"]
+    lines = "\n".join(json.dumps({"prompt": prompt, "answer": "4"}) for prompt in prompts)
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    for name in ("a.jsonl", "b.jsonl.gz"):
+        assert benchmark.read_prompts(tmp_path / name) == prompts
 
 
 @pytest.mark.parametrize(
