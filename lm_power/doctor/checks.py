@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
+from lm_power import cpu
 from lm_power.doctor import machine
 from lm_power.doctor.command import PARTS
 from lm_power.engine.attention import check_kernel
@@ -222,11 +223,11 @@ def _bfloat16(setting: Setting) -> Finding:
     seen = f"a product takes 1/{ratio:.1f} of its time in float32" if ratio >= 1 else f"is {1 / ratio:.1f} times slower"
     if setting.device.type == "cuda":
         return Finding("bfloat16", "works", seen)
-    units = machine.bfloat16_units()
+    units = cpu.bfloat16_units()
     if units is not None:
         return Finding("bfloat16", "works", f"{seen}; this CPU has {units}, so it is not emulated", "dtype=bfloat16")
     remedy = "dtype=float32, if memory allows" if ratio < 1.1 else ""
-    if not machine.cpuinfo():
+    if not cpu.cpuinfo():
         return Finding("bfloat16", "works", f"{seen}; this system does not tell whether it is emulated", remedy)
     return Finding("bfloat16", "works", f"{seen}; this CPU has neither AMX nor AVX512-BF16, and emulates it", remedy)
 
