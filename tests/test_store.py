@@ -167,7 +167,7 @@ def test_a_torn_last_line_is_dropped_and_cut_off(tmp_path, caplog):
     path.write_bytes(whole + whole[:50])
     with CompletionStore(tmp_path, MODEL) as store:
         assert len(store) == 2
-        assert "torn last line of 50 bytes" in caplog.text and str(path) in caplog.text
+        assert "incomplete last line of 50 bytes" in caplog.text and str(path) in caplog.text
         store.add("p", [1, 2], 2, SOURCE, COMPLETION)
     assert path.read_bytes() == whole
     assert len([json.loads(line) for line in lines(tmp_path)]) == 3
@@ -181,7 +181,7 @@ def test_readers_change_nothing(tmp_path, caplog):
     path.write_bytes(torn)
     assert [record["repeat"] for record in read_store(tmp_path)] == [0]
     assert path.read_bytes() == torn
-    assert "not whole" in caplog.text
+    assert "an incomplete last line" in caplog.text
 
 
 def test_the_line_of_a_live_writer_is_not_cut(tmp_path):
@@ -306,7 +306,7 @@ def test_full_disk(tmp_path):
     assert process.returncode == 0, err
     kept = int(out.split()[0])
     assert kept >= 2
-    assert f"writing failed (File too large); the {kept} completions stored so far are whole: make room" in out
+    assert f"writing failed (File too large); the {kept} completions stored so far are complete: free some space" in out
     assert [json.loads(line)["repeat"] for line in lines(tmp_path)] == [*range(kept), 8]
     fill(tmp_path, *range(9))
     assert sorted(json.loads(line)["repeat"] for line in lines(tmp_path)) == list(range(9))
@@ -454,7 +454,7 @@ def test_an_error_of_the_writer_reaches_the_run(tmp_path, caplog):
             store.add("p", [1, 2], 0, SOURCE, COMPLETION)
             store.add("p", [1, 2], 1, SOURCE, COMPLETION)
             raise ValueError("the run's own")
-        assert "No space left" in caplog.text and "2 completions are not written" in caplog.text
+        assert "No space left" in caplog.text and "2 completions were not written" in caplog.text
     fill(tmp_path, 0)
     assert len(lines(tmp_path)) == 1
 
@@ -514,10 +514,10 @@ def test_a_line_that_is_gone_or_another_is_named(tmp_path):
     (path,) = files(tmp_path)
     first, second = lines(tmp_path)
     path.write_bytes(second + first)
-    with pytest.raises(StoreError, match=f"{path.name}:1: has been changed while this run goes on"):
+    with pytest.raises(StoreError, match=f"{path.name}:1: was changed while this run was using it"):
         store.get(SOURCE.key([1, 2], 0))
     path.unlink()
-    with pytest.raises(StoreError, match=f"{path.name}:1: cannot be read any more"):
+    with pytest.raises(StoreError, match=f"{path.name}:1: can no longer be read"):
         store.get(SOURCE.key([1, 2], 0))
 
 

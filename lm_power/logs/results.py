@@ -105,7 +105,7 @@ def read_results(path: Path) -> Results:
     except OSError as error:
         raise LogError(f"{path}: cannot be read ({error.strerror})") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise LogError(f"{path}: is not a whole results file of lm-eval ({error!r}); {AGAIN}") from error
+        raise LogError(f"{path}: is not a complete results file of lm-eval ({error!r}); {AGAIN}") from error
     if not all(isinstance(part, dict) for part in parts):
         raise LogError(f"{path}: is not a results file of lm-eval: results, config and configs must be objects")
     return Results(path, content)
