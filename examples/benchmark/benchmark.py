@@ -35,6 +35,7 @@ prompt's completion at a length of its own, the same in all contenders; --accept
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import platform
 from pathlib import Path
@@ -61,7 +62,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--model", default=str(HERE.parent / "pocket" / "model"), help="hub id or folder")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a model")
     parser.add_argument("--layers", type=int, help="layers of the shape; default: all")
-    parser.add_argument("--prompts-file", type=Path, help="one prompt per line; default: pocket_sums problems")
+    parser.add_argument("--prompts-file", type=Path, help="one prompt per line, or JSON with one (.jsonl, .jsonl.gz)")
     parser.add_argument("--prompts", type=int, default=64, help="how many of them; with --shape random ones")
     parser.add_argument("--prompt-length", type=int, default=100, help="tokens of a random prompt")
     parser.add_argument("--prompts-of-a", type=int, help="how many of them for A; default: all")
@@ -91,6 +92,13 @@ def options() -> argparse.Namespace:
     return args
 
 
+def read_prompts(file: Path) -> list[str]:
+    """One a line; of a .jsonl file, zipped or not, each line's `prompt`."""
+    data = file.read_bytes()
+    lines = [line for line in (gzip.decompress(data) if file.suffix == ".gz" else data).decode().splitlines() if line]
+    return [json.loads(line)["prompt"] for line in lines] if ".jsonl" in file.suffixes else lines
+
+
 def load(args: argparse.Namespace) -> tuple[PowerSampler, list[list[int]]]:
     """The sampler, around the model that all contenders use, and the prompts as token ids."""
     chosen = {} if args.attention is None else {"attn_implementation": args.attention}
@@ -106,10 +114,7 @@ def load(args: argparse.Namespace) -> tuple[PowerSampler, list[list[int]]]:
     else:
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **chosen).to(args.device)
-        if args.prompts_file:
-            prompts = [line for line in args.prompts_file.read_text().splitlines() if line]
-        else:
-            prompts = [json.loads(line)["prompt"] for line in PROBLEMS.read_text().splitlines()]
+        prompts = read_prompts(args.prompts_file or PROBLEMS)
     if not prompts:
         raise OptionError(f"--prompts-file {args.prompts_file}: must have at least one line that is not empty")
     sampler = PowerSampler(
@@ -137,8 +142,8 @@ def main() -> None:
         raise SystemExit(str(error)) from None
     except torch.OutOfMemoryError as error:
         raise SystemExit(f"out of memory; choose fewer --rows or a shorter --max-new-tokens\n{error}") from None
-    model = sampler.backend.model
-    traffic = Traffic.of(sampler.backend, copied)
+    model = sampler.host.backend.model
+    traffic = Traffic.of(sampler.host.backend, copied)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{args.device}, {platform.machine()}"
     print(f"\n{args.shape or args.model}: {model.num_parameters() / 1e6:.2f}M parameters, {model.dtype}, {where}")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__}")

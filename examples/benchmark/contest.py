@@ -32,7 +32,7 @@ class Contest:
     """
 
     def __init__(self, args: argparse.Namespace, sampler: PowerSampler, prompts: list[list[int]]) -> None:
-        self.args, self.sampler, self.model, self.prompts = args, sampler, sampler.backend.model, prompts
+        self.args, self.sampler, self.model, self.prompts = args, sampler, sampler.host.backend.model, prompts
         self.stopwatch = Stopwatch(self.model, sees_forward=self.model.device.type == "cpu" and not args.torch_compile)
         self.options = {name: getattr(args, name) for name in ("alpha", "block_size", "mcmc_steps", "max_new_tokens")}
         self.config = SamplerConfig(**self.options)

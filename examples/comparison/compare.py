@@ -79,7 +79,7 @@ class Drawer:
     def __init__(self, folder: Path, problems: list[dict], sampler: PowerSampler | None = None) -> None:
         self.sampler = sampler or PowerSampler.from_pretrained(str(MODEL), device="cpu", dtype="float32")
         self.folder, self.problems = folder, problems
-        self.model = f"pocket@{fingerprint(self.sampler.backend.model)}"
+        self.model = f"pocket@{fingerprint(self.sampler.host.backend.model)}"
 
     def draw(self, options: dict, repeats: int) -> tuple[list[list[Completion]], np.ndarray]:
         """(completions[problem][repeat]; wall-clock and CPU seconds for all of them, over all sessions)."""

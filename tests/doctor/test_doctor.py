@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm_power import cli
+from lm_power import cli, cpu
 from lm_power.doctor import checks, machine
 from lm_power.doctor.command import NEEDED, PARTS, table
 from lm_power.engine import attention
@@ -140,7 +140,7 @@ def setting(**changes) -> checks.Setting:
 )
 def test_which_cpus_emulate_bfloat16(monkeypatch, flags, units):
     """Guards: AVX512 taken for AVX512-BF16; float32 advised where bfloat16 is several times faster."""
-    monkeypatch.setattr(machine, "cpuinfo", lambda: ["model name : X", f"flags\t\t: fpu {flags}"])
+    monkeypatch.setattr(cpu, "cpuinfo", lambda: ["model name : X", f"flags\t\t: fpu {flags}"])
     monkeypatch.setattr(
         checks, "_seconds", lambda dtype, device: 3.0 if (dtype == torch.float32) == bool(units) else 1.0
     )

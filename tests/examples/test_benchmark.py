@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +100,16 @@ def test_prompts_from_a_file(tmp_path: Path) -> None:
     assert "2 prompts, 4 rows" in printed and "time of 500 completions such as these" in printed
 
 
+def test_prompts_of_a_data_set(tmp_path: Path) -> None:
+    """Guards prompts of several lines, as code has them, in the form that data sets are handed around in."""
+    prompts = ["def f():\n    pass\n", "Größe?"]
+    lines = "\n".join(json.dumps({"prompt": prompt, "answer": "4"}) for prompt in prompts)
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    for name in ("a.jsonl", "b.jsonl.gz"):
+        assert benchmark.read_prompts(tmp_path / name) == prompts
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -124,7 +136,7 @@ def test_lengths_are_forced_in_all_contenders(sampler: PowerSampler, prompts: li
     match = contest.Contest(arguments(), sampler, prompts)
     wanted = [match.length(prompt) for prompt in prompts]
     assert len(set(wanted)) > 5 and any(length % 8 == 0 and length < LONGEST for length in wanted)
-    every = range(sampler.backend.vocabulary)  # all of them EOS: nothing may end by them
+    every = range(sampler.host.backend.vocabulary)  # all of them EOS: nothing may end by them
     ids, sampler.eos_ids = sampler.eos_ids, tuple(every)
     try:
         match.ours("C")
@@ -136,9 +148,9 @@ def test_lengths_are_forced_in_all_contenders(sampler: PowerSampler, prompts: li
         assert {completion.finish_reason for completion in match.drawn[name]} == {"eos"}
     config = SamplerConfig(**match.options, coupled_resume=False, early_rejection=False)
     chain = forced.ForcedChain(contest.make_algorithm(config), match.lengths)
-    side_by_side = contenders.Lockstep(sampler.backend.model, chain, 1 / config.beta, ()).sample(prompts[:4])
+    side_by_side = contenders.Lockstep(sampler.host.backend.model, chain, 1 / config.beta, ()).sample(prompts[:4])
     assert [len(tokens) for tokens in side_by_side] == wanted[:4]
-    alone = contenders.ReleasedChain(sampler.backend.model, config, ())
+    alone = contenders.ReleasedChain(sampler.host.backend.model, config, ())
     assert alone.sample(torch.tensor([prompts[0]]), wanted[0]).shape == (1, wanted[0])
 
 
@@ -189,7 +201,7 @@ def test_lengths_are_those_of_the_simulation() -> None:
 
 def test_plain_decoding_does_what_it_counts(sampler: PowerSampler, prompts: list[list[int]]) -> None:
     """Guards the floor's tokens, passes and positions, by the shapes that the model is really given."""
-    model, seen = sampler.backend.model, []
+    model, seen = sampler.host.backend.model, []
     ragged = [prompt[: 3 + index % 3] for index, prompt in enumerate(prompts)]
     plain = contenders.PlainDecoding.like(tokens=400, context=4 + 10, prompts=ragged, rows=4)
     assert (plain.rows, plain.batches, plain.length) == (4, 5, 20)

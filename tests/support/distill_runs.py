@@ -31,7 +31,7 @@ def sample_store(
     config = SamplerConfig(method="temperature", proposal_temperature=temperature, max_new_tokens=LONGEST)
     texts = [CHARACTERS[i % 20 : i % 20 + 2 + i % 4] for i in range(prompts)]
     peft = f"+peft={options['peft']}" if "peft" in options else ""
-    source = Provenance(f"{model}{peft}@{fingerprint(sampler.backend.model)}", config, (), (EOS,))
+    source = Provenance(f"{model}{peft}@{fingerprint(sampler.host.backend.model)}", config, (), (EOS,))
     law = {"method": "temperature", "proposal_temperature": temperature, "max_new_tokens": LONGEST}
     out = sampler.generate(texts, repeats, **law)
     with CompletionStore(folder, source.model) as store:
