@@ -229,14 +229,14 @@ class SamplerConfig:
             return bool(self.explore)
         return name != "final_steps" or self.final_steps > 0
 
-    def deciding(self) -> dict[str, Any]:
+    def relevant_options(self) -> dict[str, Any]:
         """The options that decide a completion of this method, for keys and records; `seed` among them.
 
         Coupled resume is among them: it keeps the distribution, but uses other random numbers. Early rejection and
         prefetch are not: they change what is decoded when, and not the result.
         """
         decided: dict[str, Any] = {"method": self.method}
-        for name in METHODS[self.method].deciding:
+        for name in METHODS[self.method].relevant_options:
             if name == "proposal_temperature":
                 # That of smc follows its ramp by default.
                 default = None if self.method == "smc" else 1 / self.beta

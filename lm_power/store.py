@@ -70,9 +70,9 @@ class Provenance:
     engine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
-        """The deciding options, as the `config` field of a line records them; what does nothing is left out."""
+        """The options that decide a completion, as the `config` field of a line records them."""
         ends = {"stop": sorted(set(self.stop)), "eos_ids": sorted(set(self.eos_ids))}
-        return {**self.config.deciding(), **ends, **self.engine}
+        return {**self.config.relevant_options(), **ends, **self.engine}
 
     def key(self, prompt_ids: Sequence[int], repeat: int) -> str:
         """32 hex digits that name one completion: equal keys, equal completions."""

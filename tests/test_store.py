@@ -110,9 +110,11 @@ EXACT = {"early_rejection", "prefetch"}  # which change no completion
 def test_the_key_covers_what_decides(tmp_path):
     """Guards against taking one completion for another: every option, stop, EOS, model, prompt, repeat.
 
-    That every option of every method has its place in `SamplerConfig.deciding` is shown where that is tested.
+    That every option of every method has its place in `SamplerConfig.relevant_options` is shown where that is tested.
     """
-    assert {*CHANGES, "cut_share", "cut_power"} - {"method", "max_new_tokens", "seed"} == {*METHODS["power"].deciding}
+    assert {*CHANGES, "cut_share", "cut_power"} - {"method", "max_new_tokens", "seed"} == {
+        *METHODS["power"].relevant_options
+    }
     others = [dataclasses.replace(SOURCE, config=SOURCE.config.replace(**{n: v})) for n, v in CHANGES.items()]
     others += [
         dataclasses.replace(SOURCE, stop=("\n\n",)),
@@ -347,7 +349,7 @@ def test_datasets_can_load_a_store(tmp_path, monkeypatch):
 
 
 def test_fingerprint_tells_models_apart():
-    """Guards the fingerprint: any weight, dtype or law-deciding setting counts; where a model lies does not."""
+    """Guards the fingerprint: any weight, dtype or setting that changes the distribution counts; where a model lies does not."""
     from models import make_model
 
     base = fingerprint(make_model("qwen2"))

@@ -86,7 +86,7 @@ class Results:
         chosen |= {"max_new_tokens": lengths[0]} if lengths else {}
         complaint = None
         try:
-            options = SamplerConfig(**chosen).deciding()
+            options = SamplerConfig(**chosen).relevant_options()
         except (OptionError, TypeError) as error:
             options, complaint = chosen, str(error)
         if not lengths:  # lm-eval's default for the model, which no file tells
