@@ -1,4 +1,4 @@
-"""The command `lm-power`: one subcommand a job. Sampling itself is `lm_eval --model power-hf`."""
+"""The command `lm-power`: one subcommand per job. Sampling itself is `lm_eval --model power-hf`."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def fingerprint(model: nn.Module, dtypes: Mapping[str, torch.dtype] | None = Non
     """16 hex digits over the configuration and every weight's name, shape, dtype and a spread of its values.
 
     Training, merging, an adapter, another dtype or re-initialised weights change values everywhere, so 64
-    numbers a tensor tell them apart at a cost of milliseconds. The configuration tells apart what the weights
+    numbers per tensor tell them apart at a cost of milliseconds. The configuration tells apart what the weights
     do not: rotary scaling, attention windows. Weights offloaded to the meta device count by name and shape
     only.
 

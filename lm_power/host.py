@@ -32,7 +32,7 @@ class Host(Protocol):
     max_positions: int | None
 
     @property
-    def deciding(self) -> Mapping[str, Any]:
+    def relevant_options(self) -> Mapping[str, Any]:
         """Options of the host that decide a completion, for its key."""
         ...
 
@@ -132,7 +132,7 @@ class LocalHost:
             )
 
     @property
-    def deciding(self) -> Mapping[str, Any]:
+    def relevant_options(self) -> Mapping[str, Any]:
         """See `Host`."""
         return {} if self.backend.cache_dtype is None else {"cache_dtype": self.backend.cache_dtype}
 

@@ -171,7 +171,7 @@ class PowerSampler:
     @property
     def engine_options(self) -> dict[str, Any]:
         """What of the engine's options decides a completion, for keys."""
-        return dict(self.host.deciding)
+        return dict(self.host.relevant_options)
 
     def generate(
         self,

@@ -19,7 +19,7 @@ class Traffic:
     Attributes:
         weights: bytes of the parameters that every step reads.
         position: bytes of the keys and values of one position of one row, over all layers.
-        bandwidth: bytes a second that the device copies, those read and those written.
+        bandwidth: bytes per second that the device copies, those read and those written.
     """
 
     weights: int

@@ -14,7 +14,7 @@ B  exact chains in lockstep batches over padded `model.generate`, prefilled anew
 C  lm-power.
 D  lm-power with one acceleration off, each in turn, and with all off: plain exact Metropolis-Hastings.
 E  plain batched decoding by `model.generate` of as many tokens as C decodes, at contexts as long on average, its
-   prefill not counted: the floor. Compare its tokens a second.
+   prefill not counted: the floor. Compare its tokens per second.
 F  lm-power's engine at plain decoding, every row busy from an empty completion to --max-new-tokens, EOS ignored: the
    rate that it sustains.
 
@@ -62,7 +62,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--model", default=str(HERE.parent / "pocket" / "model"), help="hub id or folder")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a model")
     parser.add_argument("--layers", type=int, help="layers of the shape; default: all")
-    parser.add_argument("--prompts-file", type=Path, help="one prompt a line, or JSON with one (.jsonl, .jsonl.gz)")
+    parser.add_argument("--prompts-file", type=Path, help="one prompt per line, or JSON with one (.jsonl, .jsonl.gz)")
     parser.add_argument("--prompts", type=int, default=64, help="how many of them; with --shape random ones")
     parser.add_argument("--prompt-length", type=int, default=100, help="tokens of a random prompt")
     parser.add_argument("--prompts-of-a", type=int, help="how many of them for A; default: all")
@@ -150,7 +150,7 @@ def main() -> None:
     print(f"{len(prompts)} prompts, {args.rows} rows, {contest.options}, medians of {args.repeats}")
     print(
         f"copy bandwidth {copied / 1e9:.1f} GB/s; a step reads {traffic.weights / 1e6:.1f} MB of weights and "
-        f"{traffic.position / 1e3:.1f} kB a position\n"
+        f"{traffic.position / 1e3:.1f} kB per position\n"
     )
     print_table(results, traffic)
     print()

@@ -141,7 +141,7 @@ class Recorder(LogitsProcessor):
 def draw(
     model: PreTrainedModel, prefix: torch.Tensor, mask: torch.Tensor, length: int, tau: float, eos_ids: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """At most `length` new tokens a row by `model.generate`: [rows, ≤ length] tokens, log p and log q, on the CPU."""
+    """At most `length` new tokens per row by `model.generate`: [rows, ≤ length] tokens, log p and log q, on the CPU."""
     recorder = Recorder(tau)
     # Without EOS ids of ours `generate` would take the model's own.
     until: dict[str, Any] = {"eos_token_id": eos_ids} if eos_ids else {"min_new_tokens": length}

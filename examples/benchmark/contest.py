@@ -40,7 +40,7 @@ class Contest:
         self.lengths = Lengths(args.mean_length or longest * 680 / 3072, longest) if args.lengths else None
         self.eos_ids = () if self.lengths else sampler.eos_ids
         self.drawn: dict[str, list[Completion]] = {}  # what lm-power drew last
-        self.rate: dict[str, float | None] = {}  # and its tokens a second while all rows were busy
+        self.rate: dict[str, float | None] = {}  # and its tokens per second while all rows were busy
 
     def length(self, prompt: list[int]) -> int:
         """The longest completion of a prompt; where lengths are forced, its length."""

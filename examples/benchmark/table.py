@@ -119,7 +119,7 @@ class Pace(Progress):
         super().__init__(jobs, bar=bar, clock=clock)
         self._last_start = jobs - rows
         self._counters, self._decoded, self._begun = counters, counters.decoded, clock()
-        self.rate: float | None = None  # tokens a second while all rows were busy
+        self.rate: float | None = None  # tokens per second while all rows were busy
 
     def finished(self, cost: int | None = None) -> None:
         """A completion is finished; where jobs wait, its row starts the next."""
@@ -175,7 +175,7 @@ def time_of(problems: int, run: Result, needed: float, rows: int, rate: float | 
         run: a run on some of them.
         needed: tokens decoded for one completion, those dropped not counted: none are while jobs wait.
         rows: of its batch.
-        rate: tokens a second while all rows were busy; None if they never were.
+        rate: tokens per second while all rows were busy; None if they never were.
     """
     completions = run.work.completions
     if completions == problems:

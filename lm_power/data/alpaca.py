@@ -26,7 +26,7 @@ def load_alpaca_eval(alpaca_eval_file: str | None = None) -> Dataset:
         are another model's answers, and left out.
 
     Raises:
-        DataError: the file is not as it must be.
+        DataError: the file is missing or malformed.
         UnavailableError: the hub cannot be reached.
     """
     file = _download() if alpaca_eval_file is None else str(alpaca_eval_file)

@@ -38,7 +38,7 @@ def load_gpqa(name: str, gpqa_folder: str | None = None) -> list[dict[str, str]]
         gpqa_folder: folder of GPQA's own CSV files (or .jsonl, .json with the same columns); None: the hub.
 
     Raises:
-        DataError: the folder or a file in it is not as it must be.
+        DataError: the folder or a file in it is missing or malformed.
         UnavailableError: the hub cannot be reached, or grants no access.
     """
     if gpqa_folder is None:
@@ -63,7 +63,7 @@ def load_gpqa_train(gpqa_folder: str | None = None) -> list[dict[str, str]]:
             others.setdefault(normalised(row["question"]), row)
     rows = [row for text, row in others.items() if text not in held_out]
     if not rows:
-        raise DataError("no question of gpqa_main and gpqa_extended is left without those of gpqa_diamond")
+        raise DataError("no question of gpqa_main and gpqa_extended is left after those of gpqa_diamond are removed")
     return rows
 
 

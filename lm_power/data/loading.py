@@ -1,4 +1,4 @@
-"""Load a task's documents from the hub or from a file on this machine, saying plainly what is wrong."""
+"""Load a task's documents from the hub or from a file on this machine, with errors that say what is wrong."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def load_hub(path: str, name: str | None, split: str, way_out: str) -> Dataset:
         path: its hub id.
         name: its configuration; None if it has one only.
         split: the split.
-        way_out: what a user without it can do, for the message.
+        way_out: what the error message suggests to a user who cannot load it.
 
     Raises:
-        UnavailableError: it cannot be had: no network, no such data set, no access.
+        UnavailableError: no network, no such data set, or no access to it.
     """
     import datasets
 
@@ -54,7 +54,7 @@ def load_local(path: str, columns: Sequence[str], option: str) -> Dataset:
     Args:
         path: the file; `~` is the home folder, a relative path starts at the current folder.
         columns: text columns that every row must have; others are kept.
-        option: what the user set to name the file, for the messages.
+        option: the option that named the file, for the messages.
 
     Raises:
         DataError: naming the file, what was found and what to do, if it is missing, not JSON, empty, or
@@ -77,7 +77,7 @@ def load_local(path: str, columns: Sequence[str], option: str) -> Dataset:
             )
         for column in columns:
             if not isinstance(row[column], str) or not row[column].strip():
-                raise DataError(f"{option}={path}: row {number} has {column}={row[column]!r}: must be a text.")
+                raise DataError(f"{option}={path}: row {number} has {column}={row[column]!r}: must be text.")
     return _as_dataset(rows, path, option)
 
 
@@ -124,4 +124,4 @@ def _as_dataset(rows: list[dict[str, Any]], path: str, option: str) -> Dataset:
     try:
         return datasets.Dataset.from_list(rows)
     except (ValueError, TypeError, NotImplementedError) as error:  # a further column of mixed types
-        raise DataError(f"{option}={path}: its columns do not have one type each: {error}") from error
+        raise DataError(f"{option}={path}: a column has values of several types: {error}") from error

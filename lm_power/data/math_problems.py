@@ -35,7 +35,7 @@ def load_math500(math500_file: str | None = None) -> Dataset:
     """The 500 problems (Lightman et al. 2023) from the hub, or from a file with the same columns.
 
     Raises:
-        DataError: the file is not as it must be.
+        DataError: the file is missing or malformed.
         UnavailableError: the hub cannot be reached.
     """
     if math500_file is not None:
@@ -92,10 +92,10 @@ def draw_others(rows: Iterable[dict[str, Any]], held_out: Iterable[str], seed: i
             others.setdefault(text, {**row, "answer": answer})
     if not avoided <= met:  # MATH500 is a part of MATH: a copy in other words would not be recognised
         logger.warning(
-            "%d of the %d problems of MATH500 are not in MATH by their text; a copy in another wording can be drawn",
+            "the text of %d of the %d problems of MATH500 is not found in MATH; a copy in other words could be drawn",
             len(avoided - met), len(avoided),
         )  # fmt: skip
     if not others:
-        raise DataError("no problem of MATH is left without those of MATH500: does math_file hold all of MATH?")
+        raise DataError("no problem of MATH is left when those of MATH500 are out: does math_file hold all of MATH?")
     ranked = sorted(others, key=lambda text: hashlib.sha256(f"{seed}\n{text}".encode()).digest())
     return [others[text] for text in ranked[:TRAINING_PROBLEMS]]

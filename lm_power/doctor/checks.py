@@ -313,7 +313,7 @@ def _model(setting: Setting) -> Finding:
     return Finding(
         "model", "works",
         f"{backend.name} in {dtype} ({how}) is served: {fit} rows of {len(prompt)} + {longest} tokens fit, "
-        f"{rate:.0f} tokens a second with {rows} of them",
+        f"{rate:.0f} tokens per second with {rows} of them",
         f"batch_size=auto, or at most {fit}",
     )  # fmt: skip
 

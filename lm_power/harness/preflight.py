@@ -18,7 +18,7 @@ from lm_eval.utils import simple_parse_args_string
 
 from lm_power.config import SamplerConfig
 from lm_power.harness.options import LOADING_OPTIONS, plan_generation, split_model_args
-from lm_power.harness.power_task import PowerTask, completions_a_problem
+from lm_power.harness.power_task import PowerTask, completions_per_problem
 
 _ANY_LENGTH = 256  # HFLM's default; the length that the model gives is checked with the prompts
 
@@ -58,7 +58,7 @@ def prepare(
             others_generate |= (getattr(entry, "cfg", None) or {}).get("output_type") == "generate_until"
     given = _as_mapping(gen_kwargs)
     if "n" in given and any(isinstance(task, PowerTask) for task in loaded):
-        completions_a_problem("n", given["n"], "--gen_kwargs n=8")
+        completions_per_problem("n", given["n"], "--gen_kwargs n=8")
     if samples:
         named = {"completions", *LOADING_OPTIONS}  # the model's own arguments, which it checks itself
         options, _ = split_model_args({n: v for n, v in _as_mapping(model_args).items() if n not in named})

@@ -100,7 +100,7 @@ class Server:
         return server
 
     @property
-    def deciding(self) -> dict[str, Any]:
+    def relevant_options(self) -> dict[str, Any]:
         """What of the server's options decides a completion, for keys."""
         return {"top_logprobs": self.client.top}
 

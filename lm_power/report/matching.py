@@ -81,7 +81,7 @@ def _compare(task: str, name: str | None, runs: Sequence[Run], allow_differences
             "Give runs of the same documents, prompts, version and N, or compare what they share: --allow-differences."
         )
     shared = _restricted(task, runs)
-    notes = [f"Compared in spite of differences: {text}" for text in differences]
+    notes = [f"Compared despite differences: {text}" for text in differences]
     if differences:
         notes.append(f"Restricted to the {len(shared[0].problems)} documents with equal prompts that all runs share.")
     return Comparison(task=task, filter=name, runs=tuple(shared), notes=tuple(notes))
@@ -172,7 +172,7 @@ def _prompts(runs: Sequence[Run]) -> list[str]:
                 min(len(mine.prompt), len(theirs.prompt)),
             )
             found.append(
-                f"prompts: {len(other)} of {len(pairs)} shared documents are asked otherwise in {run.label!r} than in "
+                f"prompts: {len(other)} of {len(pairs)} shared documents differ between {run.label!r} and "
                 f"{runs[0].label!r}; document {mine.doc_id} from character {at} on: "
                 f"{_from(theirs.prompt, at)} and {_from(mine.prompt, at)}"
             )

@@ -28,7 +28,7 @@ class Summary:
     """A run in means over problems; None where the run does not tell.
 
     Attributes:
-        accuracy: over all completions; of a task with one verdict a document, of those verdicts.
+        accuracy: over all completions; of a task with one verdict per document, of those verdicts.
         self_reward: over all completions, nats per token.
         bon_accuracy: of the completion with the largest self-reward (`best_of_n`); None for N = 1.
         bon_self_reward: of the same completion, nats per token.

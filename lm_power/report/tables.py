@@ -38,7 +38,7 @@ class Table:
         title: its heading.
         caption: what the numbers are.
         columns: its columns.
-        rows: one cell a column.
+        rows: one cell per column.
         notes: what differs between the runs; with the first table also the gaps of each.
     """
 

@@ -48,7 +48,7 @@ def full_forward(model: torch.nn.Module, prompt: list[int], tokens: tuple[int, .
 
 
 def worst_difference(model: torch.nn.Module, rows: int = 3, **options: object) -> tuple[float, list[Completion]]:
-    """Largest |Δ log p| over all tokens of two completions a prompt, and the completions."""
+    """Largest |Δ log p| over all tokens of two completions per prompt, and the completions."""
     sampler = PowerSampler(model, None, max_rows=rows, eos_token_ids=range(4))
     drawn = sampler.generate(prompts(), n=2, **(OPTIONS | options))
     worst = 0.0

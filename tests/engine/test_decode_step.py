@@ -100,7 +100,7 @@ def graphs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def draw(model: torch.nn.Module, stop: tuple[str, ...] = (), **options: object) -> list[Completion]:
-    """Three completions a prompt, from five rows."""
+    """Three completions per prompt, from five rows."""
     sampler = PowerSampler(model, words(), max_rows=5, eos_token_ids=(EOS, 7))
     options = suited(str(options.pop("method", "power")), OPTIONS | options)
     return [c for cs in sampler.generate(PROMPTS, n=3, stop=stop, **options) for c in cs]

@@ -92,7 +92,7 @@ def test_random_weights_as_a_user_runs_them() -> None:
 
 
 def test_prompts_from_a_file(tmp_path: Path) -> None:
-    """Guards `--prompts-file` on a real tokenizer: one prompt a line, empty ones left out."""
+    """Guards `--prompts-file` on a real tokenizer: one prompt per line, empty ones left out."""
     file = tmp_path / "prompts.txt"
     file.write_text("Add a1 b2 and give the last digit:\n\nAdd a4 b9 c3 and give the last digit:\n")
     printed = run("--prompts-file", file, "--only", "C")

@@ -148,7 +148,7 @@ def test_no_notice_where_all_is_known(caplog):
 def test_wrong_counts_are_refused():
     with pytest.raises(ValueError, match="2 verdicts for 1 completions"):
         completion_metrics([1, 0], ["a"])
-    with pytest.raises(ValueError, match="1 verdicts for 1 completions: must be one each, and so must answers"):
+    with pytest.raises(ValueError, match="1 verdicts for 1 completions: must be as many, and so must answers"):
         completion_metrics([1], ["a"], ["4", "5"])
     with pytest.raises(ValueError, match="no completions"):
         completion_metrics([], [])

@@ -20,7 +20,7 @@ def write_evaluation(
 
     Args:
         folder: lm-eval's folder of the model.
-        runs: of one command: one a task and filter.
+        runs: of one command: one per task and filter.
         time: of the file names.
         power: whether the model was `power-hf`; others tell nothing but texts and verdicts.
         model_args: lm-eval's.

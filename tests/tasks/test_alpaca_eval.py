@@ -205,10 +205,10 @@ def test_incomplete_runs_are_refused(tmp_path, convert):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([sample(0), sample(1), sample(0)], "jsonl:3: document 0 for the second time"),
+        ([sample(0), sample(1), sample(0)], "jsonl:3: document 0 appears twice"),
         ([sample(0), sample(1, instruction="Do 0.\u2028")], "documents 0 and 1 have the same instruction"),
-        ([sample(0, dataset=None)], "jsonl:1: is no sample of power_alpaca"),
-        ([sample(0, lm_power=None) | {"filtered_resps": ["a"]}], "jsonl:1: is no sample of power_alpaca"),
+        ([sample(0, dataset=None)], "jsonl:1: is not a sample of power_alpaca"),
+        ([sample(0, lm_power=None) | {"filtered_resps": ["a"]}], "jsonl:1: is not a sample of power_alpaca"),
         ([["a list"]], "jsonl:1: is not a line of lm_eval --log_samples"),
         ([sample(0, texts=(), rewards=())], "0 completions are logged for 0 texts"),
         ([], "is empty"),
@@ -232,7 +232,7 @@ def test_places_and_outputs_that_cannot_be(tmp_path, convert):
     file = write_run(tmp_path, [sample(0)])
     assert convert(tmp_path, "--allow-incomplete")[0] == 0
     status, written, printed = convert(tmp_path, "--allow-incomplete", "--generator", "again")
-    assert status == 2 and "is there already" in printed and written[0]["generator"] != "again"
+    assert status == 2 and "already exists" in printed and written[0]["generator"] != "again"
     write_run(tmp_path, [sample(0)], time="2027")
     assert "holds 2 runs; name one of its files" in convert(tmp_path)[2]
     assert cli.main(["alpaca-eval", str(file), "--output", str(tmp_path / "out.csv")]) == 2

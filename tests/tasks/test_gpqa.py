@@ -194,7 +194,7 @@ def test_bad_folders_and_files(folder, tmp_path):
     with pytest.raises(ValueError, match="row 1 has more fields than the header"):
         load_gpqa("gpqa_diamond", str(folder))
     file.write_text(",".join(COLUMNS) + "\nwhy?,a,b,c,\n")
-    with pytest.raises(ValueError, match="row 1 has Incorrect Answer 3='': must be a text"):
+    with pytest.raises(ValueError, match="row 1 has Incorrect Answer 3='': must be text"):
         load_gpqa("gpqa_diamond", str(folder))
     file.write_text("")
     with pytest.raises(ValueError, match="has no rows"):

@@ -277,7 +277,7 @@ def test_mbpp_in_lm_eval(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"code": None}, "must be a text"),
+        ({"code": None}, "must be text"),
         ({"test_list": "assert twice(2) == 4"}, "test_list, a list of texts"),
         ({"test_list": []}, "test_list, a list of texts"),
         ({"task_id": "11"}, "task_id, a number"),

@@ -197,13 +197,13 @@ def test_the_500_problems(monkeypatch):
         ("", "has no rows"),
         ('{"question": "a", "answer": "b"}', "row 1 lacks problem; it has question, answer"),
         ('{"problem": "a", "answer": "b"}\n{"problem": "a"}', "row 2 lacks answer; it has problem"),
-        ('{"problem": "a", "answer": 5}', "row 1 has answer=5: must be a text"),
+        ('{"problem": "a", "answer": 5}', "row 1 has answer=5: must be text"),
         ('{"problem": "a", "answer": "b"}\n{"problem": ', "line 2 is not JSON"),
         ("[1, 2]", "row 1 is not an object"),
         (b"\xff\xfe", "cannot be read"),
         (
             '{"problem": "a", "answer": "b", "z": 1}\n{"problem": "a", "answer": "b", "z": [1]}',
-            "one type each",
+            "values of several types",
         ),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_warning_if_math500_is_not_a_part(files, caplog):
     load(**files)
     assert not [r for r in caplog.records if "MATH500" in r.getMessage()]
     draw_others(map(invented, range(5)), ["What is one plus one?", invented(1)["problem"]], 0)
-    assert "1 of the 2 problems of MATH500 are not in MATH" in caplog.text
+    assert "1 of the 2 problems of MATH500 is not found in MATH" in caplog.text
 
 
 def test_problems_without_an_answer_are_not_drawn():
