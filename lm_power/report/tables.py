@@ -137,8 +137,21 @@ def _table(
     run_columns = list(_RUN_COLUMNS)
     if any(run.label != f"{run.model}, {run.sampling}" for run in comparison.runs):
         run_columns[4] = Column("label", "Run")
+    caption = f"{_shared(comparison, run_columns)}{caption}"
     rows = [(*_run_cells(run, comparison), *row) for run, row in zip(comparison.runs, cells, strict=True)]
     return Table(key, title, caption, (*run_columns, *columns), tuple(rows), comparison.notes)
+
+
+def _shared(comparison: Comparison, columns: list[Column]) -> str:
+    """The model and N that several runs share, told once, to spare narrow screens; the CSV keeps the columns."""
+    told = []
+    for at, column in enumerate(columns):
+        if column.key in ("model", "n") and len(comparison.runs) > 1:
+            values = {getattr(run, column.key) for run in comparison.runs}
+            if len(values) == 1:
+                columns[at] = Column(column.key, None)
+                told.append(f"{column.title}: {values.pop()}. ")
+    return "".join(told)
 
 
 def _results(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
