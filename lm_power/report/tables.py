@@ -156,20 +156,21 @@ def _shared(comparison: Comparison, columns: list[Column]) -> str:
 
 def _results(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
     seconds = [None if run.seconds is None else run.seconds / comparison.size for run in comparison.runs]
+    several = any(run.n > 1 for run in comparison.runs)
+    best = "Best of N: the completion with the largest self-reward. " if several else ""
     return _table(
         comparison,
         "results",
         f"{comparison.name}: accuracy and self-reward",
         f"Means over {comparison.size} problems ± standard error; a problem's completions are averaged first. "
-        "Self-reward: log p per token under the run's own model, nats. Best of N: the completion with the largest "
-        "self-reward. Tokens: decoded for all completions of a problem, rejected work included. Seconds per problem: "
-        "wall-clock time of the whole lm-eval command, start-up included, divided by its problems; for a resumed "
-        "command its last part.",
+        f"Self-reward: log p per token under the run's own model, nats. {best}Tokens: decoded for all completions of a "
+        "problem, rejected work included. Seconds per problem: wall-clock time of the whole lm-eval command, start-up "
+        "included, divided by its problems; for a resumed command its last part.",
         (
             Column("accuracy", "Accuracy"),
             Column("self_reward", "Self-reward"),
-            Column("bon_accuracy", "Accuracy, best of N"),
-            Column("bon_self_reward", "Self-reward, best of N"),
+            Column("bon_accuracy", "Accuracy, best of N" if several else None),
+            Column("bon_self_reward", "Self-reward, best of N" if several else None),
             Column("problem_tokens_decoded", "Tokens per problem", 0),
             Column("problem_seconds", "Seconds per problem", 2),
         ),

@@ -77,8 +77,12 @@ def test_what_differs_is_with_every_table():
     assert all("Compared in spite" in to_markdown([t]) and "Compared in spite" in to_latex(t) for t in tables)
 
 
-def test_one_completion_a_problem_has_no_table_of_votes():
-    assert [t.key for t in make_tables(Comparison("task", None, (make_run(n=1),)))] == ["results", "costs"]
+def test_one_completion_a_problem_has_no_votes_and_no_best():
+    """Guards against columns of dashes: nothing is the best of one."""
+    results, costs = make_tables(Comparison("task", None, (make_run(n=1),)))
+    assert (results.key, costs.key) == ("results", "costs")
+    assert "best of N" not in " ".join([results.caption, *results.header]).lower()
+    assert "Accuracy, best of N" in make_tables(Comparison("task", None, (make_run(n=2),)))[0].header
 
 
 def test_what_methods_tell_of_their_target_is_a_table_where_one_does():
