@@ -268,7 +268,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 WRITER = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).with_name("support"))]!r}
 from test_store import *
 """
 

@@ -27,9 +27,10 @@ from functools import cache
 from numbers import Real
 from typing import Any
 
-from lm_power.best_of_n import best_of_n, covariance, ks, majority_vote, mean, pass_at_k
 from lm_power.completion import Stats, Steps
 from lm_power.logs.samples import LOG_KEY
+from lm_power.stats.best_of_n import best_of_n, ks, majority_vote, pass_at_k
+from lm_power.stats.means import covariance, mean
 
 logger = logging.getLogger(__name__)
 

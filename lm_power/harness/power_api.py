@@ -137,8 +137,8 @@ class PowerAPI(PowerGeneration, LocalCompletionsAPI):
     @functools.cached_property
     def model_name(self) -> str:
         """The model as the store records it: its name, and where the server says that its weights come from."""
-        assert isinstance(self._sampler.backend, Server)
-        return str(Identity(str(self._sampler.backend.card)))
+        assert isinstance(self._sampler.host, Server)
+        return str(Identity(str(self._sampler.host.card)))
 
     def prompt_ids(self, context: str) -> Sequence[int]:
         """As the tokenizer has it, with its special tokens unless they are there already; or by `add_bos_token`."""

@@ -18,7 +18,7 @@ from lm_power.remote.preflight import check, try_out
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lm_power.engine import StopStrings
+    from lm_power.engine import Counters, StopStrings
 
 logger = logging.getLogger(__name__)
 
@@ -125,11 +125,26 @@ class Server:
             "to have it so, with top_logprobs as large as the server allows"
         )
 
+    def counters(self) -> Traffic:
+        """New counters."""
+        return Traffic()
+
+    def rows_that_fit(self, positions: int, rewound: int) -> int:
+        """Raises `OptionError`: a server's memory is not known here."""
+        raise OptionError("max_rows='auto': a server's memory is not known here; set a number, such as 64")
+
     @contextlib.contextmanager
     def decoder(
-        self, config: SamplerConfig, rows: int, stops: StopStrings, counters: Traffic, measures: Measures
+        self,
+        config: SamplerConfig,
+        rows: int,
+        longest_prompt: int,
+        stops: StopStrings,
+        counters: Counters,
+        measures: Measures,
     ) -> Iterator[TopKDecoder]:
-        """A decoder, whose queries are given up at the end, however it comes."""
+        """A decoder, whose queries are given up at the end, however it comes. Arguments as in `Host`."""
+        assert isinstance(counters, Traffic)
         decoder = TopKDecoder(self.client, rows, self.eos_ids, stops, _confined(config), counters, measures)
         before = counters.confined, counters.redrawn
         try:

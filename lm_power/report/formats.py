@@ -7,9 +7,9 @@ import io
 import re
 from collections.abc import Sequence
 
-from lm_power.report.summary import Estimate
 from lm_power.report.tables import Cell, Column, Table
 from lm_power.report.visible import one_line, visible
+from lm_power.stats.means import Estimate
 
 _LONGEST = 500
 """Characters of a cell or note for readers; the CSV has all of it."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from lm_power.report.paired import PairedTest, paired_tests
 from lm_power.report.runs import Comparison, Run
-from lm_power.report.summary import Estimate, Summary, summarise
+from lm_power.report.summary import Summary, summarise
+from lm_power.stats.means import Estimate
 
 Cell = str | int | float | Estimate | None
 """One entry; None is a gap: not known, never zero."""

@@ -136,7 +136,7 @@ def test_a_model_spread_by_a_device_map_is_served(tmp_path):
 def test_longrope_is_served_up_to_its_original_window():
     """Guards: a row past the window switching the angles of every row of the batch."""
     sampler = PowerSampler(make_model("phi3-longrope"), None)
-    assert sampler.backend.max_positions == 96
+    assert sampler.host.backend.max_positions == 96
     with pytest.raises(OptionError, match="96 positions"):
         sampler.generate([[5, 6, 7], [5]], max_new_tokens=94)
 

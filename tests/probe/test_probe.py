@@ -14,7 +14,7 @@ import scipy.stats
 
 from lm_power import theory
 from lm_power.probe.estimates import Draws, hash_reward, probe, slope_and_covariance
-from lm_power.report.summary import Estimate
+from lm_power.stats.means import Estimate
 
 PROMPTS = 60
 FALSE_ALARM = 1e-4

@@ -10,8 +10,9 @@ from report_runs import make_comparison, make_run
 
 from lm_power.report.formats import to_csv, to_latex, to_markdown
 from lm_power.report.runs import Answer, Comparison
-from lm_power.report.summary import Estimate, summarise
+from lm_power.report.summary import summarise
 from lm_power.report.tables import Column, Table, make_tables
+from lm_power.stats.means import Estimate
 
 HOSTILE = (
     "<script>alert(1)</script>",
