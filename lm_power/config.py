@@ -217,6 +217,22 @@ class SamplerConfig:
             options["cut_share"] = None  # the other cut's default
         return dataclasses.replace(self, **options)
 
+    def with_foreign_proposals(self) -> SamplerConfig:
+        """The same options where another model than the target proposes: by default at temperature 1.
+
+        A student of p^alpha is sharpened already: its own distribution is the proposal that it was trained to be.
+
+        Raises:
+            OptionError: the method has no such proposals.
+        """
+        able = [method.name for method in METHODS.values() if method.foreign]
+        if self.method not in able:
+            raise OptionError(
+                f"method={self.method}: has no proposals from another model; use method={' or '.join(able)}, or leave "
+                "out proposal_peft"
+            )
+        return self if self.proposal_temperature is not None else self.replace(proposal_temperature=1.0)
+
     def _does_something(self, name: str) -> bool:
         """Whether an option has an effect beside the others: what has none stays out of keys and labels."""
         if name in ("cut", "cut_share"):

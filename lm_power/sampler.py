@@ -7,17 +7,19 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lm_power.adapter import load_adapter
+from lm_power.adapter import with_adapters
 from lm_power.chains import Algorithm, Path, make_algorithm
 from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.decoding import Decoder, FinishedBy
-from lm_power.engine import BatchShape, Counters, Engine, HFBackend, StopStrings
+from lm_power.engine import BatchShape, Counters, Engine, StopStrings
 from lm_power.engine.attention import prefer_spans
 from lm_power.engine.device import default_device
 from lm_power.engine.fallback import tried_backend
 from lm_power.engine.halving import halving
 from lm_power.engine.memory import rows_that_fit
+from lm_power.engine.paired import AnyBackend, PairedBackend
+from lm_power.fingerprint import fingerprint
 from lm_power.jobs import ActiveJob, Job
 from lm_power.progress import Progress, progress_bar
 from lm_power.remote.decoder import Traffic
@@ -43,6 +45,8 @@ class PowerSampler:
         batch_shape: "shrinking": a step runs on as many rows as there is work for; "fixed": on all rows, so that below
             float64 the last bits of a completion do not depend on which others are decoded beside it, or were stored
             before.
+        proposer: another model of the same tokens, which proposals are drawn from, such as the base with a distilled
+            adapter (see `lm_power.engine.paired`); for `method=power` and `method=smc`. None: the model itself.
 
     Attributes:
         counters: what has been decoded so far, by all calls.
@@ -61,6 +65,7 @@ class PowerSampler:
         cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         batch_shape: BatchShape = "shrinking",
+        proposer: PreTrainedModel | None = None,
     ) -> None:
         check_batch_shape(batch_shape)
         self.batch_shape = batch_shape
@@ -68,14 +73,22 @@ class PowerSampler:
             raise OptionError(f"max_rows={max_rows!r}: must be a whole number >= 1, or 'auto'")
         self.tokenizer, self.max_rows = tokenizer, max_rows
         self._fitted: int | None = None  # rows · positions that were left when memory last ran out
-        self.backend: HFBackend | Server
+        self.backend: AnyBackend | Server
         self.counters: Counters
+        if proposer is not None and (torch_compile or isinstance(model, Server)):
+            raise OptionError(
+                "torch_compile=True with proposals from another model: is not tried; leave it out"
+                if torch_compile
+                else "proposer with a server: log q has to be known for every token, and a server runs one model"
+            )
         if isinstance(model, Server):
             self.backend, self.counters, self.eos_ids = model, Traffic(), model.eos_ids
             return
         model.eval()
         found = find_eos_ids(model, tokenizer) if eos_token_ids is None else eos_token_ids
-        self.backend = tried_backend(model, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
+        if proposer is not None:
+            proposer.eval()
+        self.backend = tried_backend(model, cuda_graphs=cuda_graphs, torch_compile=torch_compile, proposer=proposer)
         self.counters = Counters()
         self.eos_ids = tuple(sorted(set(found)))
         outside = [token for token in self.eos_ids if not 0 <= token < self.backend.vocabulary]
@@ -95,6 +108,7 @@ class PowerSampler:
         dtype: str = "auto",
         max_rows: int | Literal["auto"] = 64,
         peft: str | None = None,
+        proposal_peft: str | None = None,
         cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         batch_shape: BatchShape = "shrinking",
@@ -108,6 +122,7 @@ class PowerSampler:
             dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
             max_rows: see the class.
             peft: hub id or folder of a PEFT adapter to load on top (see `lm_power.adapter`).
+            proposal_peft: hub id or folder of another adapter of the same base, which proposals are drawn from.
             cuda_graphs: see the class.
             torch_compile: see the class.
             batch_shape: see the class.
@@ -122,8 +137,7 @@ class PowerSampler:
         model: Any = AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, **model_options)
         if model_options.get("attn_implementation") is None:
             prefer_spans(model)
-        if peft is not None:
-            model = load_adapter(model, peft)
+        model, proposer = with_adapters(model, peft, proposal_peft)
         revision = {k: v for k, v in model_options.items() if k in ("revision", "trust_remote_code", "token")}
         tokenizer = AutoTokenizer.from_pretrained(pretrained, **revision)
         return cls(
@@ -133,6 +147,7 @@ class PowerSampler:
             cuda_graphs=cuda_graphs,
             torch_compile=torch_compile,
             batch_shape=batch_shape,
+            proposer=proposer,
         )
 
     @classmethod
@@ -174,14 +189,17 @@ class PowerSampler:
         """
         if isinstance(self.backend, Server):
             return self.backend.resolved(config)
-        return reaching_all(config)
+        return reaching_all(config.with_foreign_proposals() if self.backend.foreign else config)
 
     @property
     def engine_options(self) -> dict[str, Any]:
         """What of the engine's options decides a completion, for keys."""
         if isinstance(self.backend, Server):
             return self.backend.deciding
-        return {} if self.backend.cache_dtype is None else {"cache_dtype": self.backend.cache_dtype}
+        options = {} if self.backend.cache_dtype is None else {"cache_dtype": self.backend.cache_dtype}
+        if isinstance(self.backend, PairedBackend):
+            options["proposal_weights"] = fingerprint(self.backend.proposer.model)
+        return options
 
     def generate(
         self,
@@ -261,7 +279,9 @@ class PowerSampler:
         stops = StopStrings(self.tokenizer, [stop] if isinstance(stop, str) else list(stop), vocabulary)
         for job in jobs:
             self.check_prompt(job.prompt_ids, config.max_new_tokens)
-        return self._run(jobs, config, algorithm or make_algorithm(config), stops, rows, progress)
+        if algorithm is None:
+            algorithm = make_algorithm(config, foreign=isinstance(self.backend, PairedBackend))
+        return self._run(jobs, config, algorithm, stops, rows, progress)
 
     def check_prompt(self, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
         """Raise `OptionError` for a prompt that cannot be completed."""
