@@ -45,7 +45,7 @@ class SamplerConfig:
     method: str = _option("power", f"how completions are drawn: {' | '.join(METHODS)}")
     alpha: float = _option(4.0, "exponent of the target p(x)^alpha; >= 1")
     proposal_temperature: float | None = _option(
-        None, "temperature of the proposal q; default 1/alpha (also for method=temperature)"
+        None, "temperature of the proposal q; default 1/alpha (also for method=temperature), with proposal_peft 1"
     )
     block_size: int = _option(192, "tokens by which the horizon grows from stage to stage; >= 1")
     mcmc_steps: int = _option(10, "Metropolis-Hastings steps per stage, or rounds of tempering; >= 0")

@@ -269,7 +269,7 @@ class PowerSampler:
             rows: rows of the batch; default `max_rows`, at most one per lane of every job.
             progress: a bar on stderr, or counters to report to.
             algorithm: draws the completions instead of `config.method`'s; seed, length and cost options remain those of
-                `config`.
+                `config`. Where another model proposes, it has to allow for token weights > 0.
 
         Raises:
             OptionError: as `generate`.

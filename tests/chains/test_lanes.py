@@ -164,9 +164,13 @@ def test_particles_that_another_model_proposes(ramp: int) -> None:
     """
     toy = dataclasses.replace(TOY, student=random_toy(3, (2,), seed=12, eos_bias=-0.5), _tables={})
     completions = list(toy.completions(LONGEST))
-    smc = SMC(ALPHA, 1.0, LONGEST, 2, 0.9, 1, alpha_ramp=ramp, foreign=True)
-    weighted, _ = estimate(toy, smc)
-    np.testing.assert_allclose(weighted, np.exp(ALPHA * own_law(toy, completions).log_p.sum(axis=1)), atol=1e-12)
+    exact = np.exp(ALPHA * own_law(toy, completions).log_p)
+    for beta in (1.0, None):
+        smc = SMC(ALPHA, beta, LONGEST, 2, 0.9, 1, alpha_ramp=ramp, foreign=True)
+        weighted, _ = estimate(toy, smc)
+        np.testing.assert_allclose(weighted, exact, atol=1e-12, rtol=0)
+    clipped, _ = estimate(toy, dataclasses.replace(smc, foreign=False))
+    assert np.abs(clipped - exact).max() > 1e-3
 
 
 def test_broken_particles_are_seen() -> None:
