@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,41 @@ if TYPE_CHECKING:
 # What peft appends to a layer's name where it saves the weights that lie below the trained ones.
 _BELOW = {"base_layer.weight", "original_module.weight", "token_adapter.base_layer.weight"}
 _WHOLE = {"weight", "modules_to_save.weight", *_BELOW}
+
+
+def with_adapters(
+    base: Any, peft: str | None, proposal_peft: str | None, *, revision: str | None = None
+) -> tuple[Any, Any | None]:
+    """(the base with the adapter `peft`, a twin of the base with `proposal_peft`); None where none is named.
+
+    Args:
+        base: transformers model; is changed by `peft`, and part of the result.
+        peft: hub id or folder of an adapter.
+        proposal_peft: of another.
+        revision: of both on the hub.
+
+    Raises:
+        OptionError: as `load_adapter` and `twin`.
+    """
+    proposer = None
+    if proposal_peft is not None:  # first: the twin is to be without `peft`
+        proposer = load_adapter(twin(base), proposal_peft, revision=revision, option="proposal_peft")
+    return (base if peft is None else load_adapter(base, peft, revision=revision)), proposer
+
+
+def twin(base: Any) -> Any:
+    """A second model of the same weights, which takes no memory for them: an adapter on one is not on the other.
+
+    Raises:
+        OptionError: weights that lie on no device, but are brought to one when they are needed.
+    """
+    weights = list(itertools.chain(base.parameters(), base.buffers()))
+    if any(weight.device.type == "meta" for weight in weights):
+        raise OptionError(
+            f"proposal_peft: {base.name_or_path} is partly offloaded, and a second model would bring it in again; use "
+            "a smaller dtype or more GPUs, so that all of it fits"
+        )
+    return copy.deepcopy(base, {id(weight): weight for weight in weights})
 
 
 def load_adapter(

@@ -45,7 +45,7 @@ class SamplerConfig:
     method: str = _option("power", f"how completions are drawn: {' | '.join(METHODS)}")
     alpha: float = _option(4.0, "exponent of the target p(x)^alpha; >= 1")
     proposal_temperature: float | None = _option(
-        None, "temperature of the proposal q; default 1/alpha (also for method=temperature)"
+        None, "temperature of the proposal q; default 1/alpha (also for method=temperature), with proposal_peft 1"
     )
     block_size: int = _option(192, "tokens by which the horizon grows from stage to stage; >= 1")
     mcmc_steps: int = _option(10, "Metropolis-Hastings steps per stage, or rounds of tempering; >= 0")
@@ -218,6 +218,22 @@ class SamplerConfig:
         if options.get("cut", self.cut) != self.cut and "cut_share" not in options:
             options["cut_share"] = None  # the other cut's default
         return dataclasses.replace(self, **options)
+
+    def with_foreign_proposals(self) -> SamplerConfig:
+        """The same options where another model than the target proposes: by default at temperature 1.
+
+        A student of p^alpha is sharpened already: its own distribution is the proposal that it was trained to be.
+
+        Raises:
+            OptionError: the method has no such proposals.
+        """
+        able = [method.name for method in METHODS.values() if method.foreign]
+        if self.method not in able:
+            raise OptionError(
+                f"method={self.method}: has no proposals from another model; use method={' or '.join(able)}, or leave "
+                "out proposal_peft"
+            )
+        return self if self.proposal_temperature is not None else self.replace(proposal_temperature=1.0)
 
     def _does_something(self, name: str) -> bool:
         """Whether an option has an effect, given the others; one that has none stays out of keys and labels."""

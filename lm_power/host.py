@@ -11,6 +11,8 @@ from lm_power.decoding import Decoder, Measures
 from lm_power.engine import BatchShape, Counters, Engine, StopStrings
 from lm_power.engine.fallback import tried_backend
 from lm_power.engine.memory import rows_that_fit
+from lm_power.engine.paired import PairedBackend
+from lm_power.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,12 +26,14 @@ class Host(Protocol):
         eos_ids: tokens that end a completion, ascending; at least one.
         vocabulary: number of token ids; None where that is not known.
         max_positions: tokens of prompt and completion together, at most; None where there is no limit, or none known.
+        foreign: proposals come from another model than the target's.
     """
 
     tokenizer: PreTrainedTokenizerBase | None
     eos_ids: tuple[int, ...]
     vocabulary: int | None
     max_positions: int | None
+    foreign: bool
 
     @property
     def relevant_options(self) -> Mapping[str, Any]:
@@ -94,6 +98,7 @@ class LocalHost:
         cuda_graphs: as in `tried_backend`.
         torch_compile: as in `tried_backend`.
         batch_shape: as in `Engine`.
+        proposer: another model of the same tokens, which proposals are drawn from; None: the model itself.
 
     Attributes:
         backend: runs the model.
@@ -102,7 +107,7 @@ class LocalHost:
 
     Raises:
         UnsupportedModelError: the engine cannot serve this architecture.
-        OptionError: no EOS token is known, or `batch_shape` is unknown.
+        OptionError: no EOS token is known, `batch_shape` is unknown, or `torch_compile` with a proposer.
     """
 
     def __init__(
@@ -114,11 +119,17 @@ class LocalHost:
         cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         batch_shape: BatchShape = "shrinking",
+        proposer: PreTrainedModel | None = None,
     ) -> None:
         check_batch_shape(batch_shape)
+        if proposer is not None:
+            if torch_compile:
+                raise OptionError("torch_compile=True with proposals from another model: is not tried; leave it out")
+            proposer.eval()
         model.eval()
         self.tokenizer, self.batch_shape = tokenizer, batch_shape
-        self.backend = tried_backend(model, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
+        self.backend = tried_backend(model, cuda_graphs=cuda_graphs, torch_compile=torch_compile, proposer=proposer)
+        self.foreign = self.backend.foreign
         self.vocabulary: int | None = self.backend.vocabulary
         self.max_positions = self.backend.max_positions
         found = find_eos_ids(model, tokenizer) if eos_token_ids is None else eos_token_ids
@@ -134,11 +145,14 @@ class LocalHost:
     @property
     def relevant_options(self) -> Mapping[str, Any]:
         """See `Host`."""
-        return {} if self.backend.cache_dtype is None else {"cache_dtype": self.backend.cache_dtype}
+        options = {} if self.backend.cache_dtype is None else {"cache_dtype": self.backend.cache_dtype}
+        if isinstance(self.backend, PairedBackend):
+            options["proposal_weights"] = fingerprint(self.backend.proposer.model)
+        return options
 
     def resolved(self, config: SamplerConfig) -> SamplerConfig:
         """See `Host`."""
-        return reaching_all(config)
+        return reaching_all(config.with_foreign_proposals() if self.foreign else config)
 
     def counters(self) -> Counters:
         """See `Host`."""

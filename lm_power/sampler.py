@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lm_power.adapter import load_adapter
+from lm_power.adapter import with_adapters
 from lm_power.chains import Algorithm, Path, make_algorithm
 from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
@@ -42,6 +42,8 @@ class PowerSampler:
         batch_shape: "shrinking": a step runs on as many rows as there is work for; "fixed": on all rows, so that below
             float64 the last bits of a completion do not depend on which others are decoded beside it, or were stored
             before.
+        proposer: another model of the same tokens, which proposals are drawn from, such as the base with a distilled
+            adapter (see `lm_power.engine.paired`); for `method=power` and `method=smc`. None: the model itself.
 
     Attributes:
         counters: what has been decoded so far, by all calls.
@@ -60,6 +62,7 @@ class PowerSampler:
         cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         batch_shape: BatchShape = "shrinking",
+        proposer: PreTrainedModel | None = None,
     ) -> None:
         if max_rows != "auto" and (isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1):
             raise OptionError(f"max_rows={max_rows!r}: must be a whole number >= 1, or 'auto'")
@@ -72,6 +75,11 @@ class PowerSampler:
                 cuda_graphs=cuda_graphs,
                 torch_compile=torch_compile,
                 batch_shape=batch_shape,
+                proposer=proposer,
+            )
+        elif proposer is not None:
+            raise OptionError(
+                "proposer with a server: log q has to be known for every token, and a server runs one model"
             )
         else:
             self.host = model
@@ -89,6 +97,7 @@ class PowerSampler:
         dtype: str = "auto",
         max_rows: int | Literal["auto"] = 64,
         peft: str | None = None,
+        proposal_peft: str | None = None,
         cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         batch_shape: BatchShape = "shrinking",
@@ -102,6 +111,7 @@ class PowerSampler:
             dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
             max_rows: see the class.
             peft: hub id or folder of a PEFT adapter to load on top (see `lm_power.adapter`).
+            proposal_peft: hub id or folder of another adapter of the same base, which proposals are drawn from.
             cuda_graphs: see the class.
             torch_compile: see the class.
             batch_shape: see the class.
@@ -116,8 +126,7 @@ class PowerSampler:
         model: Any = AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, **model_options)
         if model_options.get("attn_implementation") is None:
             prefer_spans(model)
-        if peft is not None:
-            model = load_adapter(model, peft)
+        model, proposer = with_adapters(model, peft, proposal_peft)
         revision = {k: v for k, v in model_options.items() if k in ("revision", "trust_remote_code", "token")}
         tokenizer = AutoTokenizer.from_pretrained(pretrained, **revision)
         return cls(
@@ -127,6 +136,7 @@ class PowerSampler:
             cuda_graphs=cuda_graphs,
             torch_compile=torch_compile,
             batch_shape=batch_shape,
+            proposer=proposer,
         )
 
     @classmethod
@@ -259,7 +269,7 @@ class PowerSampler:
             rows: rows of the batch; default `max_rows`, at most one per lane of every job.
             progress: a bar on stderr, or counters to report to.
             algorithm: draws the completions instead of `config.method`'s; seed, length and cost options remain those of
-                `config`.
+                `config`. Where another model proposes, it has to allow for token weights > 0.
 
         Raises:
             OptionError: as `generate`.
@@ -269,7 +279,9 @@ class PowerSampler:
         stops = StopStrings(self.tokenizer, [stop] if isinstance(stop, str) else list(stop), vocabulary)
         for job in jobs:
             self.check_prompt(job.prompt_ids, config.max_new_tokens)
-        return self._run(jobs, config, algorithm or make_algorithm(config), stops, rows, progress)
+        if algorithm is None:
+            algorithm = make_algorithm(config, foreign=self.host.foreign)
+        return self._run(jobs, config, algorithm, stops, rows, progress)
 
     def check_prompt(self, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
         """Raise `OptionError` for a prompt that cannot be completed."""

@@ -60,7 +60,8 @@ class Provenance:
         stop: stop strings.
         eos_ids: tokens that end a completion.
         engine: what else decides, of the options of what decodes; for our own engine `cache_dtype`, the dtype of keys
-            and values (`HFBackend.cache_dtype`), where it is not that of the weights.
+            and values (`HFBackend.cache_dtype`), where it is not that of the weights, and `proposal_weights`, the
+            fingerprint of another model that proposes.
     """
 
     model: str

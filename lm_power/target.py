@@ -25,6 +25,12 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return torch.log_softmax(_wide(logits), dim=-1)
 
 
+def log_probability_of(tokens: Tensor, logits: Tensor) -> Tensor:
+    """`log p` of one token a row: [rows] nats, as `log_probabilities`, of [rows] int64 tokens."""
+    chosen = _wide(logits.gather(1, tokens.to(logits.device)[:, None]))[:, 0]
+    return chosen - torch.logsumexp(_wide(logits), dim=-1)
+
+
 def exclude(log_q: Tensor, tokens: Tensor) -> Tensor:
     """`log q(v | v ≠ token)`, up to a constant a row: its largest entry is 0.
 

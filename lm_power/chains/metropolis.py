@@ -99,8 +99,8 @@ class BlockwiseMetropolis(OneLane):
         final_steps: M.
         cuts: the distribution of cuts.
         explore: share of the steps that propose from p.
-        foreign: log q comes from another model than log p, so that token weights may be positive; early rejection must
-            be off.
+        foreign: log q comes from another model than log p, so that token weights may be positive. What a proposal has
+            come to is no bound of what it ends at then, and nothing is rejected early.
     """
 
     alpha: float
@@ -182,7 +182,8 @@ class BlockwiseMetropolis(OneLane):
                 return Proposal(None, lane, cut=cut, log_uniform=log_uniform)
             keep = cut + first
             excluded = int(state.tokens[keep])
-        bound = self.bound(state, keep, cut, log_uniform, explore) if self.early_rejection else None
+        bounded = self.early_rejection and not self.foreign
+        bound = self.bound(state, keep, cut, log_uniform, explore) if bounded else None
         uniforms = generator.random(horizon - keep)
         # Also where p draws, log q is that of the chain's q: the next steps from q weigh the new tokens by it.
         request = Request(keep, horizon, self.beta, uniforms, excluded, bound, explore)

@@ -32,6 +32,7 @@ class Method:
         options: names of the sampler options that it has, beside those that all methods have.
         make: the algorithm for a `SamplerConfig`.
         only_default: those of the options that do nothing but set another's default.
+        foreign: its proposals may come from another model than the target: its algorithm has a field of that name.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Method:
     options: tuple[str, ...]
     make: Callable[[SamplerConfig], Algorithm[Any]]
     only_default: tuple[str, ...] = ()
+    foreign: bool = False
 
     @property
     def relevant_options(self) -> tuple[str, ...]:
@@ -64,6 +66,7 @@ METHODS: dict[str, Method] = {
             "p^alpha as steps grow, with one block or with final_steps",
             ("alpha", "proposal_temperature", *_BLOCKS, "cut", "cut_share", "cut_power"),
             BlockwiseMetropolis.from_config,
+            foreign=True,
         ),
         Method(
             "power_inf",
@@ -88,6 +91,7 @@ METHODS: dict[str, Method] = {
                 "explore",
             ),
             SMC.from_config,
+            foreign=True,
         ),
         Method(
             "tempering",
@@ -138,6 +142,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def make_algorithm(config: SamplerConfig) -> Algorithm[Any]:
-    """The algorithm for `config.method`."""
-    return METHODS[config.method].make(config)
+def make_algorithm(config: SamplerConfig, foreign: bool = False) -> Algorithm[Any]:
+    """The algorithm for `config.method`; with `foreign`, for proposals from another model than the target."""
+    algorithm: Any = METHODS[config.method].make(config)
+    return dataclasses.replace(algorithm, foreign=True) if foreign else algorithm

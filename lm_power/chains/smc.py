@@ -101,6 +101,7 @@ class SMC:
         resample_every: b, tokens.
         alpha_ramp: tokens over which alpha_t rises; 0: none.
         sweeps: R.
+        foreign: log q comes from another model than log p, so that token weights may be positive.
     """
 
     alpha: float
@@ -111,6 +112,7 @@ class SMC:
     resample_every: int = 32
     alpha_ramp: int = 0
     sweeps: int = 1
+    foreign: bool = False
     rewinds = False
     measures = Measures()
 
@@ -183,8 +185,9 @@ class SMC:
             assert segment is not None and move.request is not None
             particles[move.lane] = particles[move.lane].spliced(move.request.keep, segment)
             gain = alpha * segment.log_p - segment.log_q
-            # At τ = 1/alpha_t every increment is log Z ≤ 0 but for rounding.
-            log_weights[move.lane] += np.minimum(gain, 0).sum() if self.beta is None else gain.sum()
+            # At τ = 1/alpha_t every increment is log Z ≤ 0 but for rounding; of another model's q it may be anything.
+            tempered = self.beta is None and not self.foreign
+            log_weights[move.lane] += np.minimum(gain, 0).sum() if tempered else gain.sum()
         return dataclasses.replace(
             state, particles=tuple(particles), log_weights=log_weights, block=state.block + 1,
             source=(None,) * self.particles,

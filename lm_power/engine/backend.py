@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import CacheLayerMixin
 
 from lm_power.engine.attention import check_kernel
-from lm_power.engine.kv_cache import LayerShape, RowCache
+from lm_power.engine.kv_cache import CacheLayers, LayerShape, RowCache
 from lm_power.engine.masks import SPANS_ATTENTION, SUPPORTED_ATTENTION, accept_row_positions
-from lm_power.engine.transfer import send
+from lm_power.engine.prefill import prefill
 from lm_power.errors import LMPowerError
 from lm_power.target import log_probabilities
 
@@ -40,6 +39,13 @@ class UnsupportedModelError(LMPowerError, ValueError):
     """The engine cannot serve this model rightly; the message says why and what can be done."""
 
 
+class NextLogits(NamedTuple):
+    """[rows, vocabulary] each: what p and what the proposal q are computed from. For one model, the same tensor."""
+
+    target: Tensor
+    proposal: Tensor
+
+
 class HFBackend:
     """A causal LM with a key/value cache, decoded row by row.
 
@@ -51,6 +57,7 @@ class HFBackend:
         torch_compile: compile the model's forward for decode steps (minutes, once; what it gains is to be measured).
 
     Attributes:
+        foreign: q is another model's than p; see `lm_power.engine.paired`.
         reads_spans: the attention reads each row's visible positions only, however many it is shown.
         replays: decode steps are recorded and replayed.
         compiles_draw: where they are, the draw is compiled.
@@ -62,6 +69,8 @@ class HFBackend:
             attention implementation without explicit masks; or the comparison failed.
         ImportError: the attention needs Triton, and it is not installed.
     """
+
+    foreign = False
 
     def __init__(
         self, model: PreTrainedModel, verify: bool = True, cuda_graphs: bool = True, torch_compile: bool = False
@@ -113,6 +122,11 @@ class HFBackend:
         self.replays = cuda_graphs and self._can_be_recorded()
         self.compiles_draw = True
 
+    @property
+    def models(self) -> tuple[HFBackend, ...]:
+        """The models whose layers a cache of its `shapes` holds."""
+        return (self,)
+
     def _can_be_recorded(self) -> bool:
         """Whether a decode step can be a CUDA graph; on CUDA, tells why not."""
         if self.input_device.type != "cuda":
@@ -143,62 +157,24 @@ class HFBackend:
         Returns:
             [rows, vocabulary] logits of the last query of each row.
         """
-        return self._logits(self.model, cache, first, tokens, positions, slots, length)
+        cache.look_at(first, positions, slots, length)
+        return self.logits(cache, tokens, positions)
 
     @torch.inference_mode()
-    def decode(self, cache: RowCache, tokens: Tensor, positions: Tensor, slots: Tensor, length: int) -> Tensor:
+    def decode(self, cache: RowCache, tokens: Tensor, positions: Tensor, slots: Tensor, length: int) -> NextLogits:
         """`forward` for one token in each of the first rows, by the compiled model where there is one."""
-        return self._logits(self._decoder, cache, 0, tokens, positions, slots, length)
+        cache.look_at(0, positions, slots, length)
+        logits = self.logits(cache, tokens, positions, self._decoder)
+        return NextLogits(logits, logits)
 
-    def _logits(
-        self,
-        model: Callable[..., Any],
-        cache: RowCache,
-        first: int,
-        tokens: Tensor,
-        positions: Tensor,
-        slots: Tensor,
-        length: int,
+    def logits(
+        self, cache: CacheLayers, tokens: Tensor, positions: Tensor, model: Callable[..., Any] | None = None
     ) -> Tensor:
-        cache.look_at(first, positions, slots, length)
-        output = model(input_ids=tokens, position_ids=positions, past_key_values=cache, **self._options)
+        """As `forward`, over the rows that the cache looks at; `model` runs in place of the model as it was given."""
+        run = self.model if model is None else model
+        output = run(input_ids=tokens, position_ids=positions, past_key_values=cache, **self._options)
         logits: Tensor = output.logits[:, -1]
         return logits
-
-    @torch.inference_mode()
-    def prefill(self, cache: RowCache, row: int, tokens: Sequence[int], chunk: int, start: int = 0) -> None:
-        """Write the keys and values of `tokens` to slots `start`, `start` + 1, … of a row, `chunk` tokens at a time.
-
-        One row at a time and in fixed chunks: what is stored depends on the tokens alone, not on which
-        other prompts happen to start at the same moment.
-        """
-        for first in range(0, len(tokens), chunk):
-            ids = send(np.array([tokens[first : first + chunk]], np.int64), self.input_device)
-            stop = start + first + ids.shape[1]
-            slots = torch.arange(start + first, stop, device=self.input_device)[None]
-            self.forward(cache, int(cache.places[row]), ids, slots, slots, stop)
-
-    @torch.inference_mode()
-    def prefill_together(self, cache: RowCache, prompts: Mapping[int, Sequence[int]]) -> None:
-        """Write the keys and values of several prompts, by row, from slot 0 on: in one pass, padded to the longest.
-
-        What is stored differs in last bits from what `prefill` stores, by the shape of the pass.
-        """
-        lengths = [len(tokens) for tokens in prompts.values()]
-        longest = max(lengths)
-        if longest == 0:
-            return
-        padded = np.zeros((len(prompts), longest), np.int64)
-        for line, tokens in zip(padded, prompts.values(), strict=True):
-            line[: len(tokens)] = tokens
-        # On a cache of their own, since a pass writes to rows that lie side by side.
-        side = RowCache(self.shapes, len(prompts), longest)
-        positions = np.tile(np.arange(longest), (len(prompts), 1))
-        slots = np.where(positions < np.array(lengths)[:, None], positions, side.trash)
-        ids, at, where = (send(array, self.input_device) for array in (padded, positions, slots))
-        self.forward(side, 0, ids, at, where, longest)
-        for place, (row, length) in enumerate(zip(prompts, lengths, strict=True)):
-            cache.take(side, place, row, length)
 
     @torch.inference_mode()
     def _probe(self, plain_dtype: torch.dtype) -> list[LayerShape]:
@@ -306,7 +282,7 @@ class HFBackend:
         start = torch.tensor([1, 4, 2], device=device) + behind
         cache = RowCache(self.shapes, rows=3, length=size)
         for row, stop in enumerate(start.tolist()):
-            self.prefill(cache, row, tokens[row, :stop].tolist(), chunk=max(3, behind))
+            prefill(self, cache, row, tokens[row, :stop].tolist(), chunk=max(3, behind))
         rewound = 3 + behind
         cache.save(1, rewound - 1, rewound + 1)
         slots = torch.tensor([[cache.trash], [rewound], [cache.trash]], device=device)

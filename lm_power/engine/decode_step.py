@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lm_power.decoding import Bound, Measures, Request
-from lm_power.engine.backend import HFBackend
 from lm_power.engine.cuda_graphs import CudaGraphs
 from lm_power.engine.kv_cache import RowCache
+from lm_power.engine.paired import AnyBackend
 from lm_power.engine.transfer import Fetch, send
-from lm_power.target import Drawn, draw_next, measure_next
+from lm_power.target import Drawn, draw_next, log_probability_of, measure_next
 
 NO_BOUND = Bound(0.0, 0.0, 0.0, -np.inf)
 NO_TOKEN = -1
@@ -77,7 +77,7 @@ class DecodeStep:
     the device for one, so that the whole can be recorded and replayed.
 
     Args:
-        backend: runs the model.
+        backend: runs the model, or two of them, of which one proposes.
         cache: keys and values of the rows.
         max_new_tokens: longest completion, tokens.
         pauses: [vocabulary] bool, tokens that may end a completion.
@@ -86,7 +86,7 @@ class DecodeStep:
 
     def __init__(
         self,
-        backend: HFBackend,
+        backend: AnyBackend,
         cache: RowCache,
         max_new_tokens: int,
         pauses: NDArray[np.bool_],
@@ -197,7 +197,9 @@ class DecodeStep:
         logits = self.backend.decode(self.cache, feed[:, None], positions[:, None], slots[:, None], shown)
         uniforms = self._uniforms[:width].gather(1, state.length.long()[:, None])[:, 0]
         arguments = (state.beta, uniforms, state.excluded.long())
-        drawn = self._draw(logits, *(argument.to(logits.device) for argument in arguments))
+        drawn = self._draw(logits.proposal, *(argument.to(logits.proposal.device) for argument in arguments))
+        if self.backend.foreign:
+            drawn = dataclasses.replace(drawn, log_p=log_probability_of(drawn.tokens, logits.target))
         tokens = drawn.tokens.to(self.device)
         log_p, log_q = (part.to(self.device, torch.float64) for part in (drawn.log_p, drawn.log_q))
         state.excluded.fill_(NO_TOKEN)  # it holds for a request's first token alone
@@ -211,4 +213,4 @@ class DecodeStep:
         state.busy.copy_(status == Status.RUNNING)
         result[:4].copy_(torch.stack([tokens.double(), log_p, log_q, status.double()]))
         if len(result) > 4:
-            result[4:].copy_(measure_next(logits, self.measures))
+            result[4:].copy_(measure_next(logits.target, self.measures))

@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 
 from lm_power.decoding import FinishedBy, Measures, Request, Segment
-from lm_power.engine.backend import HFBackend
 from lm_power.engine.decode_step import NO_MEASURES, DecodeStep, Status
 from lm_power.engine.kv_cache import RowCache
+from lm_power.engine.paired import AnyBackend
+from lm_power.engine.prefill import prefill, prefill_together
 from lm_power.engine.stopping import StopStrings
 from lm_power.engine.widths import Widths
 
@@ -59,7 +60,7 @@ class Engine:
     begins one step late. What is drawn is the same.
 
     Args:
-        backend: runs the model.
+        backend: runs the model, or two of them, of which one proposes.
         rows: rows of the batch.
         prompt_length: longest prompt, tokens.
         max_new_tokens: longest completion, tokens.
@@ -88,7 +89,7 @@ class Engine:
 
     def __init__(
         self,
-        backend: HFBackend,
+        backend: AnyBackend,
         rows: int,
         prompt_length: int,
         max_new_tokens: int,
@@ -154,7 +155,7 @@ class Engine:
         tokens = [prompt[-1], *completion]
         if completion:
             self._read_prompts()
-            self.backend.prefill(self._cache, row, tokens[:-1], self.PREFILL_CHUNK, start=len(prompt) - 1)
+            prefill(self.backend, self._cache, row, tokens[:-1], self.PREFILL_CHUNK, start=len(prompt) - 1)
             self.counters.prefilled += len(completion)
         self._history[row, : len(tokens)] = tokens
         self._prompt_length[row] = len(prompt)
@@ -173,14 +174,14 @@ class Engine:
             tokens = prompt[:-1]
             self.counters.prefilled += len(tokens)
             if self._widths is None or len(tokens) > self.PREFILL_CHUNK // 2:
-                self.backend.prefill(self._cache, row, tokens, self.PREFILL_CHUNK)
+                prefill(self.backend, self._cache, row, tokens, self.PREFILL_CHUNK)
                 continue
             if (len(together) + 1) * len(tokens) > self.PREFILL_CHUNK:
-                self.backend.prefill_together(self._cache, together)
+                prefill_together(self.backend, self._cache, together)
                 together = {}
             together[row] = tokens
         if together:
-            self.backend.prefill_together(self._cache, together)
+            prefill_together(self.backend, self._cache, together)
         for prompt, row in first.items():
             self._prompts[row] = prompt
         for row, prompt in unread.items():
@@ -210,7 +211,13 @@ class Engine:
         self._saved[target] = (keep, keep)
 
     def submit(self, row: int, request: Request) -> None:
-        """Rewind a settled row to the request's prefix and let it decode from there."""
+        """Rewind a settled row to the request's prefix and let it decode from there.
+
+        Raises:
+            ValueError: the request has a bound on the weights of another model's tokens, which can rise again.
+        """
+        if self.backend.foreign and request.reject_below is not None and request.reject_below.log_q:
+            raise ValueError("early rejection with proposals of another model: token weights may be positive")
         keep, length = request.keep, int(self._length[row])
         prompt = int(self._prompt_length[row])
         self._saved[row] = (keep, length)
@@ -285,7 +292,7 @@ class Engine:
         ran = np.flatnonzero((status != Status.IDLE) & self._busy & (self._since <= self._landed))
         self._landed += 1
         self.counters.steps += 1
-        if not np.isfinite(log_p[ran]).all():
+        if not np.isfinite([log_p[ran], log_q[ran]]).all():
             raise FloatingPointError(
                 "the model's logits are not finite (NaN or inf): load it in a dtype of larger range "
                 "(bfloat16 or float32), and check its weights"

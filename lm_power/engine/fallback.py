@@ -20,6 +20,7 @@ from lm_power.engine.attention import chosen_instead_of
 from lm_power.engine.backend import HFBackend
 from lm_power.engine.engine import Engine
 from lm_power.engine.halving import out_of_memory
+from lm_power.engine.paired import AnyBackend, PairedBackend
 from lm_power.engine.stopping import StopStrings
 from lm_power.errors import LMPowerError
 from lm_power.target import Drawn, draw_next, draw_next_at_once
@@ -34,7 +35,12 @@ class DisagreementError(LMPowerError, RuntimeError):
     """A faster way of computing something gives other numbers than the plain one."""
 
 
-def tried_backend(model: PreTrainedModel, cuda_graphs: bool | None = None, torch_compile: bool = False) -> HFBackend:
+def tried_backend(
+    model: PreTrainedModel,
+    cuda_graphs: bool | None = None,
+    torch_compile: bool = False,
+    proposer: PreTrainedModel | None = None,
+) -> AnyBackend:
     """A backend of which all that it uses has been tried.
 
     Args:
@@ -43,12 +49,15 @@ def tried_backend(model: PreTrainedModel, cuda_graphs: bool | None = None, torch
         cuda_graphs: True: record decode steps on CUDA, and fail where that does not work; False: do not; None: do so
             where it works.
         torch_compile: as in `HFBackend`.
+        proposer: another model, which proposes; see `PairedBackend`.
 
     Raises:
-        UnsupportedModelError: the engine cannot serve this model, whatever its attention.
+        UnsupportedModelError: the engine cannot serve this model, whatever its attention, or the two together.
         RuntimeError: `cuda_graphs=True`, and recorded steps fail or disagree with plain ones.
     """
-    backend = _with_an_attention_that_works(model, cuda_graphs, torch_compile)
+    backend: AnyBackend = _with_an_attention_that_works(model, cuda_graphs, torch_compile)
+    if proposer is not None:
+        backend = PairedBackend(backend, _with_an_attention_that_works(proposer, cuda_graphs, torch_compile))
     if backend.replays and (reason := failure(lambda: try_draw(backend.input_device, backend.vocabulary))):
         backend.compiles_draw = False
         _warn("the compiled draw", reason, "the plain one, which is slower", "")
@@ -100,7 +109,7 @@ def failure(trial: Callable[[], object]) -> str | None:
     return None
 
 
-def try_recorded_steps(backend: HFBackend) -> None:
+def try_recorded_steps(backend: AnyBackend) -> None:
     """Decode the same requests by recorded and by plain steps.
 
     Raises:
@@ -119,7 +128,7 @@ def try_recorded_steps(backend: HFBackend) -> None:
     _compare("recorded and plain steps", recorded, plain, 0.05 if rough else 1e-3)
 
 
-def _decoded(backend: HFBackend) -> np.ndarray:
+def _decoded(backend: AnyBackend) -> np.ndarray:
     """[2, rows, drawn] tokens and log-probabilities of a few requests."""
     engine = Engine(backend, _ROWS, _PROMPT, _DRAWN, (), StopStrings(None, [], backend.vocabulary))
     found = np.zeros((2, _ROWS, _DRAWN))

@@ -99,7 +99,19 @@ class _RowLayer(CacheLayerMixin):
         return self.keys.shape[2] - 1
 
 
-class RowCache(Cache):
+class CacheLayers(Cache):
+    """Layers of a cache as a model sees them, one for each of its own."""
+
+    def __init__(self, window: _Window, layers: list[_RowLayer]) -> None:
+        self.window = window
+        super().__init__(layers=layers)
+
+    def get_query_offset(self, layer_idx: int = 0) -> Tensor:  # type: ignore[override]
+        """[rows, queries] positions of the queries; see `lm_power.engine.masks`."""
+        return self.window.positions
+
+
+class RowCache(CacheLayers):
     """Preallocated keys and values of `rows` sequences of up to `length` positions.
 
     A sliding-window layer stores the full length as well; otherwise a row could not be rewound exactly.
@@ -121,7 +133,7 @@ class RowCache(Cache):
     def __init__(self, shapes: Sequence[LayerShape], rows: int, length: int) -> None:
         self.rows, self.length, self.trash = rows, length, length
         self.places = np.arange(rows)
-        self.window = _Window(0, 0, torch.zeros(0, 1), torch.zeros(0, 1), 0)
+        window = _Window(0, 0, torch.zeros(0, 1), torch.zeros(0, 1), 0)
         by_shape = defaultdict(list)
         for index, shape in enumerate(shapes):
             by_shape[shape].append(index)
@@ -135,13 +147,11 @@ class RowCache(Cache):
                 for dim in (shape.key_dim, shape.value_dim)
             ]
             self._storage += pair
-            layers |= {
-                index: _RowLayer(self.window, pair[0][place], pair[1][place]) for place, index in enumerate(indices)
-            }
+            layers |= {index: _RowLayer(window, pair[0][place], pair[1][place]) for place, index in enumerate(indices)}
         # Views of each place, [layers, heads, slots, dim]: cheaper to cut than the whole at every request.
         self._views = list(zip(*(tensor.unbind(1) for tensor in self._storage), strict=True))
         self._saved: dict[int, tuple[int, list[Tensor]]] = {}  # by row: the first slot saved, and what it held
-        super().__init__(layers=[layers[index] for index in range(len(shapes))])
+        super().__init__(window, [layers[index] for index in range(len(shapes))])
 
     def look_at(self, first: int, positions: Tensor, slots: Tensor, length: int) -> None:
         """Set what the next forward pass touches.
@@ -154,9 +164,9 @@ class RowCache(Cache):
         """
         self.window.move(first, positions, slots, length)
 
-    def get_query_offset(self, layer_idx: int = 0) -> Tensor:  # type: ignore[override]
-        """[rows, queries] positions of the queries; see `lm_power.engine.masks`."""
-        return self.window.positions
+    def part(self, start: int, stop: int) -> CacheLayers:
+        """Layers [start, stop), for a model that shares the rows with others."""
+        return CacheLayers(self.window, self.layers[start:stop])
 
     def swap(self, row: int, other: int, length: int) -> None:
         """Let two rows change places, with their first `length` slots."""

@@ -11,6 +11,7 @@ from transformers.integrations import sdpa_attention
 
 from lm_power.engine.backend import HFBackend
 from lm_power.engine.kv_cache import LayerShape
+from lm_power.engine.paired import AnyBackend
 
 # Somewhere there a step begins to take longer in proportion, and more rows gain nothing: a choice, not yet a
 # measurement.
@@ -57,7 +58,7 @@ def saved_share(rows: int) -> float:
     return min(1.0, 2 / 3 + 4 / math.sqrt(18 * rows))
 
 
-def rows_that_fit(backend: HFBackend, positions: int, rewound: int) -> int:
+def rows_that_fit(backend: AnyBackend, positions: int, rewound: int) -> int:
     """Rows with which the memory in use stays within 92% of every device's, weights and other users included.
 
     Args:
@@ -82,35 +83,43 @@ def rows_that_fit(backend: HFBackend, positions: int, rewound: int) -> int:
     )
 
 
-def devices_of(backend: HFBackend) -> set[torch.device]:
+def devices_of(backend: AnyBackend) -> set[torch.device]:
     """Devices that hold a layer's cache, or take in tokens and hand out logits."""
     return {backend.input_device, *(shape.device for shape in backend.shapes)}
 
 
-def needed(backend: HFBackend, device: torch.device, positions: int, rewound: int) -> Need:
+def needed(backend: AnyBackend, device: torch.device, positions: int, rewound: int) -> Need:
     """What an engine takes on one device; arguments as in `rows_that_fit`.
 
     The layers' caches, with a slot for idle rows; copies of what proposals overwrite; and the most that a decode step
-    and a piece of a prefill take beside them, side by side, because a recorded step keeps its memory.
+    and a piece of a prefill take beside them, side by side, because a recorded step keeps its memory. Of two models the
+    second passes on what the first has computed with; the logits of both are there at once.
     """
-    shapes = [shape for shape in backend.shapes if shape.device == device]
-    position = sum(shape.bytes_per_position for shape in shapes)
+    position = sum(shape.bytes_per_position for shape in backend.shapes if shape.device == device)
     chunk = min(_PREFILLED_AT_ONCE, positions)
-    token = _token_activations(backend)
-    row = position * (positions + 1) + token
-    fixed = chunk * (token + position)  # prompts that are read together lie in a cache of their own first
-    if shapes:
-        row += _attention(backend, shapes, positions, queries=1)
-        fixed += _attention(backend, shapes, positions, queries=chunk)
+    passes = [_forward_pass(model, device, positions, chunk) for model in backend.models]
+    row = position * (positions + 1) + max(one.row for one in passes)
+    # Prompts that are read together lie in a cache of their own first.
+    fixed = chunk * position + max(one.fixed for one in passes)
     if device in (backend.input_device, backend.shapes[-1].device):
-        row += _logits_and_draw(backend)
+        row += sum(_logits_and_draw(model) for model in backend.models)
         # A model that cannot be asked for the last query's logits alone makes those of all.
-        fixed += _logits_and_draw(backend) * (1 if "logits_to_keep" in backend._options else chunk)
+        fixed += sum(_logits_and_draw(m) * (1 if "logits_to_keep" in m._options else chunk) for m in backend.models)
     if device == backend.input_device:
         row += _row_state(positions)
     if device.type != "cpu":
         fixed += _BESIDES
     return Need(fixed, row, position * rewound)
+
+
+def _forward_pass(model: HFBackend, device: torch.device, positions: int, chunk: int) -> Need:
+    """What one model's forward pass takes beside caches and logits: of a decode step a row, and of a prefill."""
+    shapes = [shape for shape in model.shapes if shape.device == device]
+    token = _token_activations(model)
+    if not shapes:
+        return Need(chunk * token, token, 0)
+    reading = chunk * token + _attention(model, shapes, positions, queries=chunk)
+    return Need(reading, token + _attention(model, shapes, positions, queries=1), 0)
 
 
 def _token_activations(backend: HFBackend) -> int:

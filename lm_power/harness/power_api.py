@@ -165,6 +165,11 @@ def refuse_what_has_no_place(options: Mapping[str, Any]) -> None:
     """Raise `OptionError` for options that the server decides, and for names that nobody knows."""
     theirs = set(inspect.signature(HFLM.__init__).parameters) | {*LOADING_OPTIONS, "attn_implementation"}
     for name, value in options.items():
+        if name == "proposal_peft":
+            raise OptionError(
+                f"proposal_peft={value}: a token needs its probability under two models, and a server tells that of "
+                "one; use power-hf, or leave it out"
+            )
         if name in LENGTH_NAMES:
             raise OptionError(f"{name} in --model_args: set it by --gen_kwargs max_gen_toks={value}")
         if name in theirs and name not in _STOCK:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from lm_power.adapter import load_adapter
+from lm_power.adapter import with_adapters
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine import BatchShape
 from lm_power.engine.attention import prefer_spans
@@ -33,6 +33,8 @@ class PowerHF(PowerGeneration, HFLM):
         completions: folder of a store; a run that was cut short goes on where it stopped.
         randomize_weights: evaluate the architecture with freshly initialised weights (the negative control
             RandW of Tomihari & Sato 2026).
+        proposal_peft: hub id or folder of another adapter of the same base, such as a distilled student. Proposals of
+            `method=power` and `method=smc` are drawn from it; the target is made of the base, with its own `peft`.
         cuda_graphs, torch_compile, batch_shape: see `lm_power.PowerSampler`.
         arguments: sampler options (`lm_power.config.SamplerConfig`) and all of HFLM's. `batch_size` is the
             number of completions decoded side by side, "auto" for as many as fit. Without
@@ -48,6 +50,7 @@ class PowerHF(PowerGeneration, HFLM):
         pretrained: Any,
         completions: str | None = None,
         randomize_weights: bool = False,
+        proposal_peft: str | None = None,
         cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         batch_shape: BatchShape = "shrinking",
@@ -59,26 +62,35 @@ class PowerHF(PowerGeneration, HFLM):
         for name, switch in switches.items():
             if not (isinstance(switch, bool) or (name == "cuda_graphs" and switch is None)):
                 raise OptionError(f"{name}={switch!r}: must be true or false")
-        if randomize_weights and theirs.get("peft"):
-            raise OptionError("randomize_weights=True with peft: an adapter on random weights is no control; drop one")
+        peft, self._proposal_peft = theirs.pop("peft", None), proposal_peft
+        for name, adapter in {"peft": peft, "proposal_peft": proposal_peft}.items():
+            if not adapter:
+                continue
+            if randomize_weights:
+                raise OptionError(f"randomize_weights=True with {name}: an adapter on random weights is no control")
+            if not isinstance(pretrained, str):
+                raise OptionError(f"{name} with a model that is loaded already: pass that model with the adapter on it")
+            if theirs.get("delta"):
+                raise OptionError(f"{name} with delta: name one of them")
+        if proposal_peft:
+            if torch_compile:
+                raise OptionError("torch_compile=True with proposal_peft: is not tried; leave one of them out")
+            self._effective(self.sampler_config)
         check_batch_shape(batch_shape)
         self.completions = store_folder({"completions": completions})
         self._most_rows = theirs.get("max_batch_size")
         if theirs.get("device") is None:  # HFLM would ask for "cuda" even where there is none
             theirs["device"] = default_device()
-        peft = theirs.pop("peft", None)
-        if peft and not isinstance(pretrained, str):
-            raise OptionError("peft with a model that is loaded already: pass that model with the adapter on it")
-        if peft and theirs.get("delta"):
-            raise OptionError("peft with delta: name one of them")
         super().__init__(pretrained, **theirs)
-        if peft:
-            # Not by HFLM: it cuts the embeddings to the tokenizer's tokens, and ties weights again that an adapter
-            # has parted (lm-eval #2748, peft #2415).
-            self._model: Any = load_adapter(self._model, str(peft), revision=self.revision)
-            self.peft = peft
         if isinstance(pretrained, str) and theirs.get("attn_implementation") is None:
             prefer_spans(self.model)
+        # Not by HFLM: it cuts the embeddings to the tokenizer's tokens, and ties weights again that an adapter
+        # has parted (lm-eval #2748, peft #2415).
+        self._model: Any
+        self._model, self._proposer = with_adapters(
+            self._model, str(peft) if peft else None, proposal_peft or None, revision=self.revision
+        )
+        self.peft = peft
         self._join_processes()
         if randomize_weights:
             randomize(self.model, self.sampler_config.seed)
@@ -96,6 +108,7 @@ class PowerHF(PowerGeneration, HFLM):
             cuda_graphs=self._cuda_graphs,
             torch_compile=self._torch_compile,
             batch_shape=self._batch_shape,
+            proposer=self._proposer,
         )
 
     @functools.cached_property
@@ -135,8 +148,11 @@ class PowerHF(PowerGeneration, HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's facts, and the sampler's options and the weights' fingerprint."""
-        ours = {**dataclasses.asdict(self.sampler_config), "model": self.model_name}
+        ours = {**dataclasses.asdict(self._effective(self.sampler_config)), "model": self.model_name}
         return {**super().get_model_info(), "power_sampler": ours}
+
+    def _effective(self, config: SamplerConfig) -> SamplerConfig:
+        return config.with_foreign_proposals() if self._proposal_peft else config
 
     def _join_processes(self) -> None:
         """Share the documents among the processes of `accelerate launch` on any kind of device.

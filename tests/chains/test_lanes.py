@@ -156,6 +156,23 @@ class ForgetfulZ(SMC):
         return dataclasses.replace(super().resampled(state, uniform), log_z=0.0)
 
 
+@pytest.mark.parametrize("ramp", [0, 3])
+def test_particles_that_another_model_proposes(ramp: int) -> None:
+    """Guards a student's particles, whose weights may be positive: the identity holds, and not if they are clipped.
+
+    To 1e-12, by enumeration.
+    """
+    toy = dataclasses.replace(TOY, student=random_toy(3, (2,), seed=12, eos_bias=-0.5), _tables={})
+    completions = list(toy.completions(LONGEST))
+    exact = np.exp(ALPHA * own_law(toy, completions).log_p)
+    for beta in (1.0, None):
+        smc = SMC(ALPHA, beta, LONGEST, 2, 0.9, 1, alpha_ramp=ramp, foreign=True)
+        weighted, _ = estimate(toy, smc)
+        np.testing.assert_allclose(weighted, exact, atol=1e-12, rtol=0)
+    clipped, _ = estimate(toy, dataclasses.replace(smc, foreign=False))
+    assert np.abs(clipped - exact).max() > 1e-3
+
+
 def test_broken_particles_are_seen() -> None:
     """Guards against an identity without teeth: slips of public code, one by one."""
     exact = np.exp(ALPHA * own_law(TOY, list(TOY.completions(LONGEST))).log_p)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from methods import suited
-from models import CONFIGS, EOS, VOCABULARY, make_model
+from models import CONFIGS, EOS, VOCABULARY, make_model, student_of
 from tiny_tokenizers import words
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -99,9 +99,14 @@ def graphs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Graph, "replays", 0)
 
 
-def draw(model: torch.nn.Module, stop: tuple[str, ...] = (), **options: object) -> list[Completion]:
+def draw(
+    model: torch.nn.Module,
+    stop: tuple[str, ...] = (),
+    proposer: torch.nn.Module | None = None,
+    **options: object,
+) -> list[Completion]:
     """Three completions per prompt, from five rows."""
-    sampler = PowerSampler(model, words(), max_rows=5, eos_token_ids=(EOS, 7))
+    sampler = PowerSampler(model, words(), max_rows=5, eos_token_ids=(EOS, 7), proposer=proposer)
     options = suited(str(options.pop("method", "power")), OPTIONS | options)
     return [c for cs in sampler.generate(PROMPTS, n=3, stop=stop, **options) for c in cs]
 
@@ -183,15 +188,22 @@ def finish(engine: Engine) -> list[int]:
     return ended[0][1].tokens.tolist()
 
 
-@pytest.mark.parametrize(("name", "attention"), [("qwen2-sliding", "sdpa"), ("gemma2", "lm_power")])
-def test_a_step_can_be_recorded_and_replayed(monkeypatch, request, name, attention):
-    """Guards: a step in which something depends on Python values that change, or that is run as it is recorded."""
+@pytest.mark.parametrize(
+    ("name", "attention", "paired"),
+    [("qwen2-sliding", "sdpa", False), ("gemma2", "lm_power", False), ("qwen2-sliding", "sdpa", True)],
+)
+def test_a_step_can_be_recorded_and_replayed(monkeypatch, request, name, attention, paired):
+    """Guards: a step in which something depends on Python values that change, or that is run as it is recorded.
+
+    Of one model, and of two.
+    """
     monkeypatch.setattr(Engine, "BUCKET", 16)
     monkeypatch.setattr(decode_step, "draw_next", draw_next_at_once)
     model = make_model(name, attention)
-    expected = draw(model)
+    proposer = student_of(model) if paired else None
+    expected = draw(model, proposer=proposer)
     request.getfixturevalue("graphs_on_the_cpu")
-    replayed = draw(model)
+    replayed = draw(model, proposer=proposer)
     assert Graph.replays > 50
     assert same(replayed, expected)
     assert [c.log_probs for c in replayed] == [c.log_probs for c in expected]

@@ -12,6 +12,8 @@ import torch
 import transformers as tf
 from transformers import PreTrainedModel
 
+from lm_power.adapter import twin
+
 VOCABULARY = 61
 EOS = 0
 WINDOW = 12  # of sliding attention: well below the lengths that the tests reach
@@ -125,6 +127,15 @@ def with_lora(model: PreTrainedModel, seed: int = 1) -> torch.nn.Module:
     with seeded(seed):
         adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     return adapted.eval()
+
+
+def student_of(model: PreTrainedModel, strength: float = 1.0) -> torch.nn.Module:
+    """A twin of `model`, in its dtype, with the adapter of `with_lora` so many times as strong; 0: the same law."""
+    student = with_lora(twin(model)).to(model.dtype)
+    for name, weight in student.named_parameters():
+        if "lora_B" in name:
+            weight.data *= strength
+    return student
 
 
 @contextlib.contextmanager
