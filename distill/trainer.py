@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from huggingface_hub import HfApi
+from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
@@ -21,7 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.trainer_utils import EvalLoopOutput
 
 from lm_power.config import OptionError, check_names
-from lm_power.distill.loss import learnt_tokens, negative_log_likelihood
+from lm_power.distill.loss import compute_loss_by_parts, learnt_tokens
 from lm_power.distill.options import CONFIG, DistillConfig
 from lm_power.distill.parallel import together
 from lm_power.distill.precision import Precision
@@ -130,6 +131,8 @@ class DistillTrainer(Trainer):
 
     def __init__(self, config: DistillConfig, data: TrainingData, card: Callable[[], str], **arguments: Any) -> None:
         self._config, self._data, self._card = config, data, card
+        model: Any = arguments["model"]
+        compute_loss_by_parts(model.get_base_model() if isinstance(model, PeftModel) else model)
         super().__init__(
             train_dataset=data.train,
             eval_dataset=data.validation or None,
@@ -151,6 +154,10 @@ class DistillTrainer(Trainer):
         windows = self._data.validation
         return self._loader(windows, self.args.per_device_eval_batch_size, 1, lambda: range(len(windows)))
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """As Trainer does, which keeps the labels from the model: ours computes the loss from them."""
+        return super().compute_loss(model, {**inputs, "targets": inputs["labels"]}, *arguments, **options)
+
     def evaluation_loop(self, dataloader: DataLoader[Any], *arguments: Any, **options: Any) -> EvalLoopOutput:
         """`eval_loss`: −log p a token, mean over all completion tokens held out, whatever the batches."""
         metrics = {f"{options.get('metric_key_prefix', 'eval')}_loss": self.mean_loss(self._data.validation)}
@@ -170,10 +177,10 @@ class DistillTrainer(Trainer):
         # Without a DataLoader, which would draw from the random stream of the training.
         for places in self._batches(windows, self.args.per_device_eval_batch_size, 1, lambda: range(len(windows))):
             inputs = self._prepare_inputs(collate([windows[place] for place in places]))
-            labels = inputs.pop("labels")
+            targets = inputs.pop("labels")
             with torch.no_grad(), self.compute_loss_context_manager():
-                nats += negative_log_likelihood(model(**inputs).logits, labels, beta).item()
-            tokens += learnt_tokens(labels)
+                nats += model(**inputs, targets=targets, beta=beta).loss.item()
+            tokens += learnt_tokens(targets)
         model.train(training)
         shares = gather_object([(nats, tokens)])
         return math.fsum(nats for nats, _ in shares) / sum(tokens for _, tokens in shares)
@@ -232,8 +239,8 @@ def _batch_loss(
 
     Trainer counts those tokens over all processes, and multiplies by their number what DDP then averages.
     """
-    assert outputs.logits is not None
-    return negative_log_likelihood(outputs.logits, labels) / num_items_in_batch
+    assert outputs.loss is not None
+    return outputs.loss / num_items_in_batch
 
 
 class AtStart(TrainerCallback):

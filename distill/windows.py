@@ -117,26 +117,24 @@ def _held_out(prompts: Sequence[tuple[int, ...]], share: float, seed: int) -> se
 
 
 def collate(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
-    """Windows side by side, padded on the right: input_ids, attention_mask and labels, int64 [rows, tokens].
+    """Windows side by side, padded on the right: input_ids and labels, int64 [rows, tokens].
 
-    Labels are the token ids, `IGNORED` at prompt and padding. No window at all gives one row that teaches
-    nothing: what a process computes while others are on the last windows of an epoch.
+    Labels are the token ids, `IGNORED` at prompt and padding. There is no attention mask: no token of a causal model
+    sees the padding on its right. With a mask, a padding token whose sliding window holds nothing but padding would see
+    nothing at all, and every gradient would be NaN. No window gives one row that teaches nothing: what a process
+    computes while others are on the last windows of an epoch.
     """
     width = max((len(window) for window in windows), default=2)
     rows = max(len(windows), 1)
     batch = {
         "input_ids": torch.zeros(rows, width, dtype=torch.long),
-        "attention_mask": torch.zeros(rows, width, dtype=torch.long),
         "labels": torch.full((rows, width), IGNORED),
     }
     for row, window in enumerate(windows):
         batch["input_ids"][row, : len(window)] = torch.tensor(window.input_ids)
-        batch["attention_mask"][row, : len(window)] = 1
         batch["labels"][row, window.prompt_length : len(window)] = batch["input_ids"][
             row, window.prompt_length : len(window)
         ]
-    if not windows:
-        batch["attention_mask"][:] = 1
     return batch
 
 

@@ -11,28 +11,13 @@ import transformers as tf
 from distill_runs import run, sample_store, save_model
 from foreign_adapters import FOREIGN, make_adapter
 from huggingface_hub import ModelCard
-from models import CONFIGS, make_model
+from models import CONFIGS, NAMED_OTHERWISE, make_model
 
 from lm_power.adapter import load_adapter
 from lm_power.config import OptionError
 from lm_power.distill.options import DistillConfig
 from lm_power.distill.student import PROJECTIONS, _reason, load_student, target_modules
 from lm_power.fingerprint import fingerprint
-
-SMALL = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-NAMED_OTHERWISE = {
-    "gpt2": (tf.GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4), {"c_attn", "c_proj", "c_fc"}),
-    "gpt_neox": (
-        tf.GPTNeoXConfig(**SMALL, intermediate_size=48),
-        {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},
-    ),
-    "phi": (tf.PhiConfig(**SMALL, intermediate_size=48), {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}),
-    # Its experts are three-dimensional parameters, not layers, and its router must not be adapted.
-    "mixtral": (
-        tf.MixtralConfig(**SMALL, intermediate_size=48, num_key_value_heads=2, num_local_experts=2),
-        {"q_proj", "k_proj", "v_proj", "o_proj"},
-    ),
-}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -100,6 +100,22 @@ REFUSED: dict[str, Callable[[], tf.PreTrainedConfig]] = {
     ),
 }
 
+_SMALL = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+NAMED_OTHERWISE: dict[str, tuple[tf.PreTrainedConfig, set[str]]] = {
+    "gpt2": (tf.GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4), {"c_attn", "c_proj", "c_fc"}),
+    "gpt_neox": (
+        tf.GPTNeoXConfig(**_SMALL, intermediate_size=48),
+        {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},
+    ),
+    "phi": (tf.PhiConfig(**_SMALL, intermediate_size=48), {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}),
+    # Its experts are three-dimensional parameters, not layers, and its router must not be adapted.
+    "mixtral": (
+        tf.MixtralConfig(**_SMALL, intermediate_size=48, num_key_value_heads=2, num_local_experts=2),
+        {"q_proj", "k_proj", "v_proj", "o_proj"},
+    ),
+}
+"""Architectures that name their layers otherwise, and the layers that an adapter goes on."""
+
 
 def make_model(
     name: str, attention: str | None = None, dtype: torch.dtype = torch.float32, seed: int = 0
