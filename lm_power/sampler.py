@@ -160,6 +160,24 @@ class PowerSampler:
         server = Server.connect(base_url, model, tokenizer, top_logprobs=top_logprobs, **options)
         return cls(server, server.tokenizer, max_rows=max_rows)
 
+    @classmethod
+    def from_vllm(cls, model: str, *, max_rows: int = 64, **options: Any) -> PowerSampler:
+        """A sampler for a model that vLLM loads into this process.
+
+        Args:
+            model: hub id or folder.
+            max_rows: completions drawn side by side, at most.
+            options: those of `lm_power.remote.vllm_engine.load`, such as `top_logprobs` and `lora_local_path`, and
+                those of vLLM's `LLM`, such as `tensor_parallel_size` and `quantization`.
+
+        Raises:
+            OptionError: a wrong option, or vLLM is not installed.
+        """
+        from lm_power.remote.vllm_engine import load
+
+        server = load(model, **options)
+        return cls(server, server.tokenizer, max_rows=max_rows)
+
     def resolved(self, config: SamplerConfig) -> SamplerConfig:
         """The options as they decide here: what depends on the engine is filled in.
 

@@ -9,8 +9,8 @@ from commands import POWER, Run, evaluate, parser
 from matplotlib.figure import Figure
 from scores import accuracy, finished, over_problems, self_reward, table, tokens, write
 
-from lm_power.report.summary import Estimate
 from lm_power.report.tables import cell_text
+from lm_power.stats.means import Estimate
 
 VALUES = {
     "mcmc_steps": (0, 2, 5, 10, 20),

@@ -53,7 +53,11 @@ class Run:
 
 def parser(description: str, n: int = 4) -> argparse.ArgumentParser:
     """The options that all scripts take."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed, say, is an option of the trainer
+    )
     parser.add_argument("model", help="a folder, or a hub id")
     parser.add_argument(
         "out", type=Path, help="folder of stores, results and tables; scripts of one model may share it"
@@ -63,7 +67,7 @@ def parser(description: str, n: int = 4) -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="RUN", help="these runs only, by their title (default: all)")
     parser.add_argument("--limit", type=int, help="the first so many problems only")
     parser.add_argument("--max_gen_toks", type=int, help="longest completion in tokens (default: the task's)")
-    parser.add_argument("--batch_size", default="64", help="completions side by side, or auto (default: %(default)s)")
+    parser.add_argument("--rows", default="64", help="completions side by side, or auto (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", help="of the weights; bfloat16 on a GPU (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda … (default: lm-eval's choice)")
     return parser
@@ -106,7 +110,7 @@ def evaluate(args: argparse.Namespace, run: Run, seed: int, more: Sequence[str] 
     if args.max_gen_toks is not None:
         generation["max_gen_toks"] = args.max_gen_toks
     arguments = ["--model", "power-hf", "--tasks", run.task, "--model_args", _pairs(model)]
-    arguments += ["--gen_kwargs", _pairs(generation), "--batch_size", args.batch_size, "--confirm_run_unsafe_code"]
+    arguments += ["--gen_kwargs", _pairs(generation), "--batch_size", args.rows, "--confirm_run_unsafe_code"]
     arguments += ["--output_path", str(output), "--log_samples", *more]
     arguments += [f"--{name}={getattr(args, name)}" for name in ("device", "limit") if getattr(args, name) is not None]
     execute("lm_eval", *arguments)

@@ -13,11 +13,11 @@ from math import comb
 from commands import POWER, STANDARD, TEMPERATURE, Run, chosen, evaluate, parser
 from scores import accuracy, finished, over_problems, self_reward, table, tokens, write
 
-from lm_power.best_of_n import ks, pass_at_k
 from lm_power.report import runs as report
 from lm_power.report.runs import Answer
-from lm_power.report.summary import Estimate
 from lm_power.report.tables import cell_text
+from lm_power.stats.best_of_n import ks, pass_at_k
+from lm_power.stats.means import Estimate
 
 SEVERAL = [Run("standard", STANDARD), Run("temperature", TEMPERATURE)]
 SMC, TEMPERING, SPS = ({"method": method, "alpha": 4} for method in ("smc", "tempering", "sps"))

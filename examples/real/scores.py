@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from commands import Run, results
 
-from lm_power.best_of_n import best_of_n, mean
 from lm_power.report import runs as report
 from lm_power.report.reading import read_runs
 from lm_power.report.runs import Answer
-from lm_power.report.summary import Estimate, estimate
 from lm_power.report.tables import cell_text
+from lm_power.stats.best_of_n import best_of_n
+from lm_power.stats.means import Estimate, estimate, mean
 
 Score = Callable[[Sequence[Answer]], float]
 """A number of a problem, from its completions."""

@@ -36,6 +36,7 @@ class Server:
         card: of the model.
         tokenizer: the model's; None if prompts are token ids and texts are not wanted.
         eos_ids: tokens that end a completion.
+        settings: what else of the engine decides a completion, for keys.
 
     Attributes:
         vocabulary: tokens that the tokenizer knows; None without one.
@@ -43,8 +44,14 @@ class Server:
     """
 
     def __init__(
-        self, client: Client, card: Card, tokenizer: PreTrainedTokenizerBase | None, eos_ids: Sequence[int]
+        self,
+        client: Client,
+        card: Card,
+        tokenizer: PreTrainedTokenizerBase | None,
+        eos_ids: Sequence[int],
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
+        self._settings = dict(settings or {})
         self.client, self.card, self.tokenizer, self.eos_ids = client, card, tokenizer, tuple(sorted(set(eos_ids)))
         self.vocabulary = None if tokenizer is None else len(tokenizer)
         self.max_positions = card.window
@@ -80,8 +87,7 @@ class Server:
         """
         if importlib.util.find_spec("aiohttp") is None:
             raise OptionError("a server needs the package aiohttp: pip install 'lm-power[api]'")
-        if isinstance(top_logprobs, bool) or not isinstance(top_logprobs, int) or top_logprobs < 2:
-            raise OptionError(f"top_logprobs={top_logprobs!r}: must be a whole number >= 2")
+        check_top(top_logprobs)
         client = HTTPClient(base_url, top=top_logprobs, **options)
         try:
             card = check(client, model)
@@ -102,7 +108,7 @@ class Server:
     @property
     def relevant_options(self) -> dict[str, Any]:
         """What of the server's options decides a completion, for keys."""
-        return {"top_logprobs": self.client.top}
+        return {"top_logprobs": self.client.top, **self._settings}
 
     def resolved(self, config: SamplerConfig) -> SamplerConfig:
         """The options with `explore` filled in.
@@ -167,6 +173,12 @@ class Server:
 def _confined(config: SamplerConfig) -> bool:
     """Whether draws are kept on the lists: not where a completion is the server's own draw, whole."""
     return "explore" in METHODS[config.method].options
+
+
+def check_top(top_logprobs: object) -> None:
+    """Raise `OptionError` for what is no K."""
+    if isinstance(top_logprobs, bool) or not isinstance(top_logprobs, int) or top_logprobs < 2:
+        raise OptionError(f"top_logprobs={top_logprobs!r}: must be a whole number >= 2")
 
 
 def load_tokenizer(name: str, loading: Mapping[str, Any]) -> PreTrainedTokenizerBase:

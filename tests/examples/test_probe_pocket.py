@@ -1,9 +1,10 @@
-"""Proposition 4 and the covariance probe on the pocket model, by the commands of examples/pocket."""
+"""Proposition 4, the covariance probe and the forecast on the pocket model, by the commands of examples/pocket."""
 
 from __future__ import annotations
 
 import csv
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,19 @@ def test_accuracy_rises_with_alpha_as_it_covaries_with_log_p(proposition4) -> No
     assert found.slope.value > 8 * found.slope.error
     assert found.covariance.value > 8 * found.covariance.error
     assert found.difference.error < 0.12
+
+
+@pytest.mark.slow
+def test_the_script_forecasts_the_pocket_model(tmp_path) -> None:
+    """Five evaluations and the forecast by stock commands; exact samples of p^2 agree with it (4 sigma, 1e-4)."""
+    subprocess.run(["bash", POCKET / "forecast.sh", tmp_path / "runs", "--limit", "30"], check=True, timeout=1200)
+    (found,) = json.loads((tmp_path / "runs/forecast/forecast.json").read_text(encoding="utf-8"))["forecasts"]
+    assert found["answer"]["outcome"] == "helps"
+    (exact,) = [row for row in found["measured"] if "rejection, alpha=2" in row["sampling"]]
+    (point,) = [point for point in found["points"] if point["alpha"] == 2]
+    # Where all 120 completions are right the standard error is 0, but they cannot tell half a completion from none.
+    error = exact["difference"]["stderr"] + 0.5 / 120
+    assert point["resolved"] and abs(exact["difference"]["value"]) < 4 * error
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from lm_power.report.runs import Answer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "real"
 MODULES = ("commands", "scores", "base", "distilled", "methods", "ablations")
 
@@ -98,9 +98,10 @@ def test_a_student_is_evaluated_beside_its_base(start, tmp_path):
     rows = [row | {"task_id": 11 + i, "prompt": f"Add {i}."} for i in range(2)]
     (tmp_path / "mbpp.json").write_text(json.dumps(rows))
     arguments = ["--mbpp_file", str(tmp_path / "mbpp.json"), "--n", "1", "--only", "standard", "distilled, standard"]
-    training = ["--epochs", "1", "--lora_r", "2", "--no-gradient_checkpointing"]
+    training = ["--epochs", "1", "--lora_r", "2", "--batch_size", "2", "--no-gradient_checkpointing"]
     ran = start("distilled", *arguments, *training)
     assert [command[0] for command in ran] == ["lm_eval", "lm_power.distill", "lm_eval", "lm_eval", "lm_power"]
+    assert list(ran[1][-len(training) :]) == training
     models = [command[command.index("--model_args") + 1] for command in ran if command[0] == "lm_eval"]
     assert ["peft=" in model for model in models] == [False, False, True]
     table = tmp_path / "out" / "student.md"
