@@ -149,7 +149,7 @@ def _data(record: Record) -> dict[str, Any]:
     data, longest = record["data"], record["options"]["max_length"]
     return {
         "completions": f"{data['train']} to learn, {data['validation']} held out",
-        "tokens an epoch": f"{data['learnt_tokens']:,} learnt, {data['tokens']:,} with prompts",
+        "tokens per epoch": f"{data['learnt_tokens']:,} learnt, {data['tokens']:,} with prompts",
         f"cut at {longest} tokens": _share(data["truncated"], data["samples"]),
         f"left out, prompt of {longest} tokens or more": _share(data["crowded_out"], data["samples"]),
     }
@@ -186,8 +186,12 @@ def _outcome(record: Record) -> dict[str, Any]:
     train, validation = results["loss"]["train"], results["loss"]["validation"]
     kept = dict(validation).get(results["kept_step"])
     return {
-        "training loss": f"{train[0][1]:.4f} → {train[-1][1]:.4f} nats a token",
-        **({"validation loss": f"{validation[0][1]:.4f} → {validation[-1][1]:.4f} nats a token"} if validation else {}),
+        "training loss": f"{train[0][1]:.4f} → {train[-1][1]:.4f} nats per token",
+        **(
+            {"validation loss": f"{validation[0][1]:.4f} → {validation[-1][1]:.4f} nats per token"}
+            if validation
+            else {}
+        ),
         "loss on what was learnt": _known_data(results["known_data"]),
         "learnt by heart": results["warning"] or _NO_SIGN[bool(validation)],
         "steps": f"{results['steps']} ({results['epochs']:.3g} epochs)",
@@ -202,7 +206,7 @@ def _outcome(record: Record) -> dict[str, Any]:
 
 def _known_data(losses: Mapping[str, float | None]) -> str:
     teacher = "" if losses["teacher"] is None else f"; the teacher's own {losses['teacher']:.4f}"
-    return f"{losses['student']:.4f} nats a token{teacher}"
+    return f"{losses['student']:.4f} nats per token{teacher}"
 
 
 def _evaluation(record: Record) -> list[str]:

@@ -12,7 +12,7 @@ def draw_losses(losses: Mapping[str, Sequence[tuple[int, float]]], path: Path) -
     """Losses against optimiser steps, saved in the format of the file's suffix.
 
     Args:
-        losses: curve → (step, nats a completion token) pairs; an empty curve is left out.
+        losses: curve → (step, nats per completion token) pairs; an empty curve is left out.
         path: of the picture.
     """
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -21,7 +21,7 @@ def draw_losses(losses: Mapping[str, Sequence[tuple[int, float]]], path: Path) -
         if points:
             axes.plot(*zip(*points, strict=True), label=name, marker=".")
     axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats a completion token")
+    axes.set_ylabel("loss, nats per completion token")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

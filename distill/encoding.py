@@ -23,7 +23,7 @@ class Sample:
         prompt_ids: its tokens, at least one.
         token_ids: the completion's tokens, at least one; EOS is the last one where the completion ended by it.
         finish_reason: "eos", "stop" or "length"; None where the file does not tell.
-        self_reward: nats a token; None where the file does not tell.
+        self_reward: nats per token; None where the file does not tell.
         repeat: which completion of its prompt it is.
         where: "file:line".
         tokens_decoded: tokens that the teacher decoded for it, rejected work included; None where not told.

@@ -164,7 +164,7 @@ def earlier_rounds(start: str | None, teacher: str | None) -> list[Record]:
 
 
 def losses(log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """(step, nats a token) pairs of a Trainer's log: "train", means since the last entry, and "validation"."""
+    """(step, nats per token) pairs of a Trainer's log: "train", means since the last entry, and "validation"."""
     return {
         "train": [(entry["step"], entry["loss"]) for entry in log if "loss" in entry],
         "validation": [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry],

@@ -21,7 +21,7 @@ _RISE = 0.02  # of the smallest validation loss
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """Losses on training completions, nats a token.
+    """Losses on training completions, nats per token.
 
     Attributes:
         teacher: −log q of the teacher, before anything was learnt; None if its distribution is not known.

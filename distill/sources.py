@@ -30,7 +30,7 @@ class Drawn:
         prompt_ids: token ids of the prompt (stores).
         token_ids: token ids of the completion (stores).
         finish_reason: "eos", "stop" or "length".
-        self_reward: nats a token.
+        self_reward: nats per token.
         repeat: which completion of its prompt.
         tokens_decoded: tokens decoded for it, rejected work included.
         correct: whether the task's grader took it.

@@ -84,7 +84,7 @@ class TeacherData:
                 f"teacher: {self.model or 'not told by the files'}",
                 f"drawn with: {settings}",
                 f"{len(self.samples)} completions of {prompts} prompts; {cost}",
-                f"tokens a completion: {min(lengths)} to {max(lengths)}, median {statistics.median(lengths):g}",
+                f"tokens per completion: {min(lengths)} to {max(lengths)}, median {statistics.median(lengths):g}",
                 f"ended: {endings}" + ("; EOS is learnt only where it is known to have ended one" * (None in ends)),
             ]
         )

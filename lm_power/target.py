@@ -39,7 +39,7 @@ def exclude(log_q: Tensor, tokens: Tensor) -> Tensor:
 
     Args:
         log_q: [rows, vocabulary] nats.
-        tokens: [rows] int64, one excluded token a row.
+        tokens: [rows] int64, one excluded token per row.
 
     Returns:
         [rows, vocabulary] nats, not normalised.
@@ -51,7 +51,7 @@ def exclude(log_q: Tensor, tokens: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """One token a row, drawn from q.
+    """One token per row, drawn from q.
 
     Attributes:
         tokens: [rows] int64.
@@ -163,7 +163,7 @@ def _wide(logits: Tensor) -> Tensor:
 def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse-CDF draw: the first token whose cumulated weight exceeds u times the total.
 
-    One uniform a row keeps random streams keyed to requests, whatever else is in the batch. It runs on two
+    One uniform per row keeps random streams keyed to requests, whatever else is in the batch. It runs on two
     levels: the sums of blocks of 256 tokens are cumulated, then the weights of the block that u falls in; both
     in float64, so that a large vocabulary costs no accuracy. Only a block's sum is rounded to the weights' own
     type, by which its share moves as much as by the rounding of the weights themselves. A token without weight

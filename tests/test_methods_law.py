@@ -11,7 +11,7 @@ from models import make_model
 from test_law import EOS_IDS, FALSE_ALARM, FLAT_SEED, LONGEST, completions_of, enumerable, p_value, tiny_model
 from toy import ancestral_law, law_of_schedule, power_law
 
-import lm_power.sampler
+import lm_power.host
 from lm_power import PowerSampler
 from lm_power.chains import make_algorithm
 from lm_power.config import SamplerConfig
@@ -121,7 +121,7 @@ def test_the_same_completions_when_memory_runs_out(sampler, options, monkeypatch
     """Guards a job of several lanes that is resumed from anything but what it had settled. Exact."""
     sampler.max_rows, sampler._fitted = 8, None
     expected = outcome(sampler, **options)
-    monkeypatch.setattr(lm_power.sampler, "Engine", failing(Failures({"step": {4, 40}, "submit": {9}})))
+    monkeypatch.setattr(lm_power.host, "Engine", failing(Failures({"step": {4, 40}, "submit": {9}})))
     got = outcome(sampler, **options)
     sampler._fitted = None
     assert [[c[:3] for c in cs] for cs in got] == [[c[:3] for c in cs] for cs in expected]

@@ -1,7 +1,7 @@
 """`attn_implementation="lm_power"`: decode attention that reads each key and value once, and no hidden ones.
 
 Importing this module registers the name with transformers, so that its own option chooses it:
-`from_pretrained(…, attn_implementation="lm_power")`, `model.set_attn_implementation("lm_power")`. One query a row
+`from_pretrained(…, attn_implementation="lm_power")`, `model.set_attn_implementation("lm_power")`. One query per row
 over a `RowCache` is answered by `lm_power.engine.attention_kernel` on a GPU, from the spans that
 `lm_power.engine.masks` hands over in place of a mask. Every other call (prefill, log-likelihoods,
 `model.generate`) is transformers' sdpa; or, where a model softens its scores or has sinks, which sdpa cannot,

@@ -1,6 +1,6 @@
 """Decode attention on the GPU, as two Triton kernels: attend to each split of a row's span, then combine.
 
-One query a row, many keys: the work is reading the keys and values, so each is read once, for all query heads that
+One query per row, many keys: the work is reading the keys and values, so each is read once, for all query heads that
 share it, and only inside the row's span. The split of the keys among programs follows Dao, Haziza, Massa & Sizov
 (2023), "Flash-Decoding for long-context inference"; the running softmax, Milakov & Gimelshein (2018), "Online
 normalizer calculation for softmax". Splits begin at multiples of `SPLIT` in the row's own slots: a row's numbers

@@ -52,7 +52,7 @@ class _Window:
         self._written = {}
 
     def written(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """([rows, 1] rows from the first, [rows, queries] slots) that are written; made once, not once a layer."""
+        """([rows, 1] rows from the first, [rows, queries] slots) that are written; made once, not once per layer."""
         if device not in self._written:
             slots = self.slots.to(device)
             self._written[device] = (torch.arange(slots.shape[0], device=device)[:, None], slots)
@@ -122,9 +122,9 @@ class RowCache(CacheLayers):
     side by side and a forward pass can leave out the rest.
 
     Args:
-        shapes: one a layer.
+        shapes: one per layer.
         rows: sequences held.
-        length: positions a row can hold.
+        length: positions that a row can hold.
 
     Attributes:
         places: [rows] int64, where each row lies in the tensors.
@@ -137,7 +137,7 @@ class RowCache(CacheLayers):
         by_shape = defaultdict(list)
         for index, shape in enumerate(shapes):
             by_shape[shape].append(index)
-        # Layers of a shape share one tensor, so that saving a row's tail is one copy, not one a layer.
+        # Layers of a shape share one tensor, so that saving a row's tail is one copy, not one per layer.
         self._storage: list[Tensor] = []
         layers: dict[int, _RowLayer] = {}
         for shape, indices in by_shape.items():

@@ -33,7 +33,7 @@ def accept_row_positions() -> None:
 
 
 def spans_or_mask(*, q_offset: Any = 0, **kwargs: Any) -> Tensor | None:
-    """The mask function of `lm_power`: spans for one query a row at positions of their own, else sdpa's mask.
+    """The mask function of `lm_power`: spans for one query per row at positions of their own, else sdpa's mask.
 
     Returns:
         [rows, 1, 1, 2] int32: the first key that the row's query sees, and one past the last. Equal, so that the

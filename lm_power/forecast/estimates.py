@@ -32,9 +32,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lm_power.best_of_n import covariance
 from lm_power.decoding import FloatArray
-from lm_power.report.summary import Estimate, estimate
+from lm_power.stats.means import Estimate, covariance, estimate
 
 ALPHAS = (1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 MIN_EFFECTIVE = 5.0

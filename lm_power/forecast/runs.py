@@ -112,7 +112,7 @@ def _check_method(run: Run) -> None:
 
 def samples_power(run: Run) -> bool:
     """Whether its method has p^alpha for its target."""
-    return run.method in METHODS and "alpha" in METHODS[run.method].deciding
+    return run.method in METHODS and "alpha" in METHODS[run.method].relevant_options
 
 
 def _with_log_probs(run: Run, stores: Sequence[Run]) -> Run:

@@ -16,8 +16,8 @@ from lm_power.forecast.runs import Material, read_material
 from lm_power.forecast.tables import Measured, compare, forecast_table, measured_table
 from lm_power.report.formats import to_csv, to_markdown, to_text
 from lm_power.report.rendering import unique_slugs
-from lm_power.report.summary import Estimate
 from lm_power.report.tables import Table
+from lm_power.stats.means import Estimate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -157,7 +157,7 @@ class PowerHF(PowerGeneration, HFLM):
     def _join_processes(self) -> None:
         """Share the documents among the processes of `accelerate launch` on any kind of device.
 
-        HFLM does so only where it sees several GPUs; with one visible device a process, or on CPUs, every
+        HFLM does so only where it sees several GPUs; with one visible device per process, or on CPUs, every
         process would do all the work.
         """
         accelerator = getattr(self, "accelerator", None)

@@ -100,7 +100,7 @@ class Traffic(Counters):
 
 
 @dataclasses.dataclass
-class _Flight:
+class _Pending:
     """A request under way: what of it has been drawn, and the number of the query that goes on with it."""
 
     request: Request
@@ -120,7 +120,7 @@ class _Row:
     prompt: tuple[int, ...]
     tokens: IntArray
     lists: TopLists
-    flight: _Flight | None = None
+    pending: _Pending | None = None
 
 
 class TopKDecoder:
@@ -187,17 +187,17 @@ class TopKDecoder:
     def submit(self, row: int, request: Request) -> None:
         """Let a settled row decode a request."""
         held, none = self._row[row], np.empty(0)
-        flight = _Flight(request, none.astype(np.int64), none, TopLists.unknown(0, self.client.top))
-        held.flight = flight
+        pending = _Pending(request, none.astype(np.int64), none, TopLists.unknown(0, self.client.top))
+        held.pending = pending
         if request.excluded_first_token is None:
-            self._go_on(row, held, flight)
+            self._go_on(row, held, pending)
         elif request.explore:
             raise ValueError("a draw from p without some token: p is known on the list only")
         elif held.lists.known(request.keep):
-            self._draw_first(row, held, flight, held.lists[request.keep : request.keep + 1])
+            self._draw_first(row, held, pending, held.lists[request.keep : request.keep + 1])
         else:
-            flight.looking = True
-            self._ask(row, held, flight, 1)
+            pending.looking = True
+            self._ask(row, held, pending, 1)
 
     def step(self) -> list[tuple[int, Segment]]:
         """Wait for answers, if no segment has ended yet; the (row, segment) pairs that have."""
@@ -207,31 +207,31 @@ class TopKDecoder:
                 if row is not None:
                     self._take(row, answer)
         ready, self._ready = self._ready, []
-        return [(row, self._segment(self._flying(row))) for row in ready]
+        return [(row, self._segment(self._pending(row))) for row in ready]
 
     def commit(self, row: int) -> None:
         """Make a row's segment part of its settled completion."""
-        held, flight = self._row[row], self._flying(row)
-        keep = flight.request.keep
-        held.tokens = np.concatenate([held.tokens[:keep], flight.tokens])
-        held.lists = TopLists.joined([held.lists[:keep], flight.lists])
-        held.flight = None
+        held, pending = self._row[row], self._pending(row)
+        keep = pending.request.keep
+        held.tokens = np.concatenate([held.tokens[:keep], pending.tokens])
+        held.lists = TopLists.joined([held.lists[:keep], pending.lists])
+        held.pending = None
 
     def rollback(self, row: int) -> int:
         """Give up what a row is decoding or has decoded; the tokens given up, as far as they have come."""
-        given_up, flight = self.drawn(row), self._row[row].flight
-        if flight is not None and flight.number is not None:
-            del self._asked[flight.number]
-            self.client.abort([flight.number])
+        given_up, pending = self.drawn(row), self._row[row].pending
+        if pending is not None and pending.number is not None:
+            del self._asked[pending.number]
+            self.client.abort([pending.number])
         if row in self._ready:
             self._ready.remove(row)
-        self._row[row].flight = None
+        self._row[row].pending = None
         return given_up
 
     def drawn(self, row: int) -> int:
         """Tokens that have come for a row's request."""
-        flight = self._row[row].flight
-        return 0 if flight is None else len(flight.tokens)
+        pending = self._row[row].pending
+        return 0 if pending is None else len(pending.tokens)
 
     def close(self) -> None:
         """Give up every query under way."""
@@ -242,83 +242,83 @@ class TopKDecoder:
         lists = TopLists.unknown(len(completion), self.client.top)
         return _Row(prompt, np.array(completion, np.int64), lists)
 
-    def _flying(self, row: int) -> _Flight:
-        flight = self._row[row].flight
-        assert flight is not None
-        return flight
+    def _pending(self, row: int) -> _Pending:
+        pending = self._row[row].pending
+        assert pending is not None
+        return pending
 
-    def _ask(self, row: int, held: _Row, flight: _Flight, max_tokens: int) -> None:
-        request = flight.request
+    def _ask(self, row: int, held: _Row, pending: _Pending, max_tokens: int) -> None:
+        request = pending.request
         self._queries += 1
-        flight.number = self._queries
-        self._asked[flight.number] = row
+        pending.number = self._queries
+        self._asked[pending.number] = row
         temperature = 1.0 if request.explore else 1 / request.beta
-        tokens = [*held.prompt, *held.tokens[: request.keep].tolist(), *flight.tokens.tolist()]
-        query = Query(row, tokens, max_tokens, temperature, seed_of(request, flight.attempts))
-        flight.attempts += 1
+        tokens = [*held.prompt, *held.tokens[: request.keep].tolist(), *pending.tokens.tolist()]
+        query = Query(row, tokens, max_tokens, temperature, seed_of(request, pending.attempts))
+        pending.attempts += 1
         self.counters.queries += 1
-        self.client.add(flight.number, query)
+        self.client.add(pending.number, query)
 
-    def _go_on(self, row: int, held: _Row, flight: _Flight) -> None:
+    def _go_on(self, row: int, held: _Row, pending: _Pending) -> None:
         """Ask for what is missing of a segment; if nothing is, or it is not worth it, the row is ready."""
-        left = flight.request.horizon - flight.request.keep - len(flight.tokens)
-        if flight.finished_by is None and left == 0:
-            flight.finished_by = FinishedBy.HORIZON
-        if flight.finished_by is not None or self._below(flight):
+        left = pending.request.horizon - pending.request.keep - len(pending.tokens)
+        if pending.finished_by is None and left == 0:
+            pending.finished_by = FinishedBy.HORIZON
+        if pending.finished_by is not None or self._below(pending):
             self._ready.append(row)
             return
-        self._ask(row, held, flight, min(left, self.STOP_CHUNK) if self.stops.strings else left)
+        self._ask(row, held, pending, min(left, self.STOP_CHUNK) if self.stops.strings else left)
 
-    def _draw_first(self, row: int, held: _Row, flight: _Flight, listed: TopLists) -> None:
+    def _draw_first(self, row: int, held: _Row, pending: _Pending, listed: TopLists) -> None:
         """Draw the first token, which is not the excluded one, from the list of its position."""
-        request = flight.request
+        request = pending.request
         assert request.excluded_first_token is not None
         token, log_p = listed.draw_without(request.excluded_first_token, request.beta, float(request.uniforms[0]))
-        self._append(held, flight, Answer(np.array([token]), np.array([log_p]), listed))
-        self._go_on(row, held, flight)
+        self._append(held, pending, Answer(np.array([token]), np.array([log_p]), listed))
+        self._go_on(row, held, pending)
 
     def _take(self, row: int, answer: Answer) -> None:
         """Take in an answer, and go on from what of it is kept."""
-        held, flight = self._row[row], self._flying(row)
-        flight.number = None
+        held, pending = self._row[row], self._pending(row)
+        pending.number = None
         if not len(answer.tokens):
             raise ServerError("the server has answered with no token at all: nothing can be kept or drawn again")
         self.counters.decoded += len(answer.tokens)
-        if flight.looking:
-            flight.looking = False
-            self._draw_first(row, held, flight, answer.lists[:1])
+        if pending.looking:
+            pending.looking = False
+            self._draw_first(row, held, pending, answer.lists[:1])
             return
         kept = len(answer.tokens)
-        if self.confined and not flight.request.explore:
+        if self.confined and not pending.request.explore:
             on_list = answer.lists.hold(answer.tokens)
             if not on_list.all():
                 kept = int(on_list.argmin())
-        ended = self._append(held, flight, answer, kept)
-        if self.confined and not flight.request.explore:
+        ended = self._append(held, pending, answer, kept)
+        if self.confined and not pending.request.explore:
             redraw = not ended and kept < len(answer.tokens)
             self.counters.confined += kept + redraw
             self.counters.redrawn += redraw
-        self._go_on(row, held, flight)
+        self._go_on(row, held, pending)
 
-    def _append(self, held: _Row, flight: _Flight, answer: Answer, kept: int | None = None) -> bool:
+    def _append(self, held: _Row, pending: _Pending, answer: Answer, kept: int | None = None) -> bool:
         """Add the first `kept` tokens of an answer, up to the one that ends the completion; whether one does."""
         tokens = answer.tokens[:kept]
-        start = flight.request.keep + len(flight.tokens)
-        history = np.concatenate([held.tokens[: flight.request.keep], flight.tokens, tokens])
+        start = pending.request.keep + len(pending.tokens)
+        history = np.concatenate([held.tokens[: pending.request.keep], pending.tokens, tokens])
         is_eos = (tokens[:, None] == self._eos).any(1)
         for place in np.flatnonzero(is_eos | self._may_stop(tokens)).tolist():
             if is_eos[place]:
-                flight.finished_by = FinishedBy.EOS
+                pending.finished_by = FinishedBy.EOS
             elif self.stops.completed(history[: start + place + 1]):
-                flight.finished_by = FinishedBy.STOP
+                pending.finished_by = FinishedBy.STOP
             else:
                 continue
             tokens = tokens[: place + 1]
             break
-        flight.tokens = np.concatenate([flight.tokens, tokens])
-        flight.log_p = np.concatenate([flight.log_p, answer.log_p[: len(tokens)]])
-        flight.lists = TopLists.joined([flight.lists, answer.lists[: len(tokens)]])
-        return flight.finished_by is not None
+        pending.tokens = np.concatenate([pending.tokens, tokens])
+        pending.log_p = np.concatenate([pending.log_p, answer.log_p[: len(tokens)]])
+        pending.lists = TopLists.joined([pending.lists, answer.lists[: len(tokens)]])
+        return pending.finished_by is not None
 
     def _may_stop(self, tokens: IntArray) -> np.ndarray:
         found = np.zeros(len(tokens), dtype=bool)
@@ -326,24 +326,24 @@ class TopKDecoder:
         found[known] = self.stops.candidates[tokens[known]]
         return found
 
-    def _below(self, flight: _Flight) -> bool:
+    def _below(self, pending: _Pending) -> bool:
         """Whether what has been drawn has fallen below the request's bound."""
-        bound = flight.request.reject_below
-        if bound is None or not len(flight.tokens):
+        bound = pending.request.reject_below
+        if bound is None or not len(pending.tokens):
             return False
-        gains = bound.log_p * flight.log_p
+        gains = bound.log_p * pending.log_p
         if bound.log_q:
-            gains = gains + bound.log_q * flight.lists.log_q(flight.tokens, flight.log_p, flight.request.beta)
-        length = flight.request.keep + len(flight.tokens)
+            gains = gains + bound.log_q * pending.lists.log_q(pending.tokens, pending.log_p, pending.request.beta)
+        length = pending.request.keep + len(pending.tokens)
         return bool(np.minimum(gains, 0).sum() + bound.log_length * math.log(length + 1) < bound.value)
 
-    def _segment(self, flight: _Flight) -> Segment:
-        lists, exponents = flight.lists, self._measures.exponents
+    def _segment(self, pending: _Pending) -> Segment:
+        lists, exponents = pending.lists, self._measures.exponents
         return Segment(
-            tokens=flight.tokens,
-            log_p=flight.log_p,
-            log_q=lists.log_q(flight.tokens, flight.log_p, flight.request.beta),
-            finished_by=flight.finished_by,
+            tokens=pending.tokens,
+            log_p=pending.log_p,
+            log_q=lists.log_q(pending.tokens, pending.log_p, pending.request.beta),
+            finished_by=pending.finished_by,
             log_z=np.stack([lists.log_z(e) for e in exponents], axis=1) if exponents else None,
             entropy=lists.entropy() if self._measures.entropy else None,
         )

@@ -74,7 +74,7 @@ def test_model_card_has_front_matter_for_the_hub(finished) -> None:
     assert "lora" in card.data.tags and "power-sampling" not in card.data.tags  # the teacher's method is temperature
     assert card.data.base_model is None
     assert "self-distillation" in card.data.tags and "distillation" not in card.data.tags
-    for part in ("temperature", "nats a token", "lm_eval --model power-hf", "our choice", "transformers |"):
+    for part in ("temperature", "nats per token", "lm_eval --model power-hf", "our choice", "transformers |"):
         assert part in card.text
 
 

@@ -11,7 +11,7 @@ import torch
 from methods import suited
 from models import VOCABULARY, make_model
 
-import lm_power.sampler
+import lm_power.host
 from lm_power import PowerSampler
 from lm_power.config import OptionError
 from lm_power.decoding import Request, Segment
@@ -127,7 +127,7 @@ def test_a_moved_row_decodes_as_a_plain_forward_pass_would(backend):
 @pytest.mark.parametrize("method", ["power", "standard", "smc", "tempering"])
 def test_completions_do_not_depend_on_the_batch_shape(backend, method, ahead, monkeypatch):
     """Guards: what is drawn decided by places or moments. Also where results are read late, as on a GPU."""
-    monkeypatch.setattr(lm_power.sampler, "Engine", functools.partial(Engine, ahead=ahead))
+    monkeypatch.setattr(lm_power.host, "Engine", functools.partial(Engine, ahead=ahead))
     options = suited(method, {"alpha": 2.0, "block_size": 5, "mcmc_steps": 2, "max_new_tokens": 10})
     if method == "smc":
         options |= {"particles": 3, "resample_every": 4}

@@ -15,7 +15,7 @@ from tiny_tokenizers import words
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-import lm_power.sampler
+import lm_power.host
 from lm_power import PowerSampler
 from lm_power.completion import Completion
 from lm_power.decoding import Request
@@ -127,7 +127,7 @@ def test_results_that_are_read_late_change_no_completion(monkeypatch, method, ah
     """
     model = make_model("qwen2-sliding", dtype=torch.float64)
     at_once = draw(model, ("w9 w", "w33"), method=method)
-    monkeypatch.setattr(lm_power.sampler, "Engine", functools.partial(Engine, ahead=ahead))
+    monkeypatch.setattr(lm_power.host, "Engine", functools.partial(Engine, ahead=ahead))
     late = draw(model, ("w9 w", "w33"), method=method)
     assert {c.finish_reason for c in late} >= {"eos", "stop"}
     assert same(late, at_once)

@@ -15,7 +15,7 @@ import torch
 from methods import suited
 from models import EOS, VOCABULARY, WINDOW, make_model
 
-import lm_power.sampler
+import lm_power.host
 from lm_power import PowerSampler
 from lm_power.decoding import Bound, FinishedBy, Measures, Request, Segment
 from lm_power.engine import Engine, HFBackend, StopStrings
@@ -412,7 +412,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
         look_at(cache, first, positions, slots, length)
 
     monkeypatch.setattr(RowCache, "look_at", counting)
-    monkeypatch.setattr(lm_power.sampler, "Engine", Recording)
+    monkeypatch.setattr(lm_power.host, "Engine", Recording)
     return Recording.made
 
 

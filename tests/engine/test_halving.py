@@ -14,7 +14,7 @@ import torch
 from methods import suited
 from models import make_model
 
-import lm_power.sampler
+import lm_power.host
 from lm_power import Completion, PowerSampler
 from lm_power.config import SamplerConfig
 from lm_power.engine import Engine
@@ -152,7 +152,7 @@ def test_the_same_completions_whenever_memory_runs_out(sampler, expected, monkey
     And: tokens given up that nobody counts; an old engine that is still there when the new one is made.
     """
     failures = Failures(MOMENTS[moment], ahead)
-    monkeypatch.setattr(lm_power.sampler, "Engine", failing(failures))
+    monkeypatch.setattr(lm_power.host, "Engine", failing(failures))
     before = sampler.counters.decoded
     with caplog.at_level(logging.WARNING):
         got = drawn(sampler, method=method)
@@ -172,7 +172,7 @@ def test_the_same_completions_whenever_memory_runs_out(sampler, expected, monkey
 def test_each_job_is_handed_out_once_and_the_bar_goes_on(sampler, monkeypatch):
     """Guards: a completion that is yielded again by the second engine; a bar that starts anew."""
     failures = Failures({"step": {25, 50}})
-    monkeypatch.setattr(lm_power.sampler, "Engine", failing(failures))
+    monkeypatch.setattr(lm_power.host, "Engine", failing(failures))
     jobs = [Job(tuple(prompt), repeat) for prompt in PROMPTS for repeat in range(4)]
     progress = Progress(len(jobs))
     seen, done = [], []
@@ -186,7 +186,7 @@ def test_each_job_is_handed_out_once_and_the_bar_goes_on(sampler, monkeypatch):
 def test_the_warning_says_how_many_rows_and_how_to_avoid_it(sampler, monkeypatch, caplog):
     """Guards: a run at half its speed that does not say why. Later calls begin with what was left."""
     failures = Failures({"step": {9}}, error=lambda: RuntimeError(CPU))
-    monkeypatch.setattr(lm_power.sampler, "Engine", failing(failures))
+    monkeypatch.setattr(lm_power.host, "Engine", failing(failures))
     drawn(sampler)
     (record,) = caplog.records
     for part in ("7 rows", CPU, "going on with 4", "start with batch_size (max_rows) 4", "max_gen_toks"):
@@ -199,7 +199,7 @@ def test_the_warning_says_how_many_rows_and_how_to_avoid_it(sampler, monkeypatch
 def test_one_row_that_fails_is_the_end(sampler, monkeypatch):
     """Guards: a loop for ever; an error that leaves the user without a way out, or hides its cause."""
     failures = Failures({"step": set(range(1, 99))})
-    monkeypatch.setattr(lm_power.sampler, "Engine", failing(failures))
+    monkeypatch.setattr(lm_power.host, "Engine", failing(failures))
     ways = r"single row \(CUDA out of memory.*max_gen_toks.*max_length.*dtype.*parallelize"
     with pytest.raises(MemoryError, match=ways) as caught:
         drawn(sampler)
@@ -210,7 +210,7 @@ def test_one_row_that_fails_is_the_end(sampler, monkeypatch):
 def test_other_errors_are_not_taken_for_it(sampler, monkeypatch):
     """Guards: a bug that is answered by trying again, five times."""
     failures = Failures({"step": {3}}, error=lambda: RuntimeError("expected all tensors on the same device"))
-    monkeypatch.setattr(lm_power.sampler, "Engine", failing(failures))
+    monkeypatch.setattr(lm_power.host, "Engine", failing(failures))
     with pytest.raises(RuntimeError, match="same device"):
         drawn(sampler)
     assert failures.rows == [7]

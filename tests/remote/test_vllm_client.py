@@ -237,7 +237,7 @@ def test_what_changes_the_numbers_decides() -> None:
     """Guards keys: completions of a quantised model are not taken for those of the checkpoint as it is."""
     llm = table(quantization="fp8", kv_cache_dtype="fp8_e5m2", hf_overrides={"rope_theta": 5})
     server: Server = serve(llm, "table", None, top_logprobs=TOP)
-    assert server.deciding == {
+    assert server.relevant_options == {
         "top_logprobs": TOP, "quantization": "fp8", "kv_cache_dtype": "fp8_e5m2", "hf_overrides": "{'rope_theta': 5}",
     }  # fmt: skip
 
