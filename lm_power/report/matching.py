@@ -1,4 +1,4 @@
-"""Which runs may be compared: those with the same task, version, documents, prompts and number of completions."""
+"""Which runs can be compared: those with the same task, version, documents, prompts and number of completions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def match(runs: Sequence[Run], allow_differences: bool = False, same_n: bool = T
 
     Args:
         runs: as `reading.read_runs` made them.
-        allow_differences: compare runs even if they differ, on the documents and prompts that they share.
+        allow_differences: compare runs that differ, using only the documents and prompts that they share.
         same_n: whether a different number of completions per problem is a difference.
 
     Raises:
@@ -83,7 +83,7 @@ def _compare(task: str, name: str | None, runs: Sequence[Run], allow_differences
             "Give runs of the same documents, prompts, version and N, or compare what they share: --allow-differences."
         )
     shared = _restricted(task, runs)
-    notes = [f"Compared in spite of differences: {text}" for text in differences]
+    notes = [f"Compared despite a difference: {text}" for text in differences]
     if differences:
         notes.append(f"Restricted to the {len(shared[0].problems)} documents with equal prompts that all runs share.")
     return Comparison(task=task, filter=name, runs=tuple(shared), notes=tuple(notes))
@@ -100,13 +100,13 @@ def _restricted(task: str, runs: Sequence[Run]) -> list[Run]:
     ]
     if not shared:
         raise UserError(
-            f"{task}: no document is shared, with the same prompt, by {_labels(runs)}; there is nothing to compare"
+            f"{task}: no document is shared, with the same prompt, by {_labels(runs)}; so there is nothing to compare"
         )
     return [_part(run, [problems[key] for key in shared]) for run, problems in zip(runs, keyed, strict=True)]
 
 
 def _part(run: Run, problems: Sequence[Problem]) -> Run:
-    """The run on some of its problems; what lm-eval told of all of them no longer holds then."""
+    """The run restricted to some of its problems; lm-eval's own numbers are dropped then, since they cover all."""
     if len(problems) == len(run.problems):
         return dataclasses.replace(run, problems=tuple(problems))
     note = f"{len(problems)} of its {len(run.problems)} documents are compared"
@@ -174,7 +174,7 @@ def _prompts(runs: Sequence[Run]) -> list[str]:
                 min(len(mine.prompt), len(theirs.prompt)),
             )
             found.append(
-                f"prompts: {len(other)} of {len(pairs)} shared documents are asked otherwise in {run.label!r} than in "
+                f"prompts: {len(other)} of {len(pairs)} shared documents have another prompt in {run.label!r} than in "
                 f"{runs[0].label!r}; document {mine.doc_id} from character {at} on: "
                 f"{_from(theirs.prompt, at)} and {_from(mine.prompt, at)}"
             )

@@ -24,7 +24,7 @@ def compare(*scores):
     return Comparison("task", "none", tuple(runs))
 
 
-def test_one_completion_a_problem_is_mcnemars():
+def test_one_completion_per_problem_is_mcnemars():
     """9 problems won, 1 lost, 5 equal: the two-sided binomial of 1 in 10 is 2 (1 + 10) / 1024."""
     first = [(0,)] * 9 + [(1,)] + [(1,)] * 5
     second = [(1,)] * 9 + [(0,)] + [(1,)] * 5

@@ -71,13 +71,13 @@ def test_gaps_are_gaps_in_every_format():
 
 
 def test_what_differs_is_with_every_table():
-    comparison = dataclasses.replace(make_comparison(), notes=("Compared in spite of differences: N",))
+    comparison = dataclasses.replace(make_comparison(), notes=("Compared despite a difference: N",))
     tables = make_tables(comparison)
     assert [table.key for table in tables] == ["results", "votes", "costs", "tests"]
     assert all("Compared in spite" in to_markdown([t]) and "Compared in spite" in to_latex(t) for t in tables)
 
 
-def test_one_completion_a_problem_has_no_table_of_votes():
+def test_one_completion_per_problem_has_no_table_of_votes():
     assert [t.key for t in make_tables(Comparison("task", None, (make_run(n=1),)))] == ["results", "costs"]
 
 
