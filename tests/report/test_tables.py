@@ -8,7 +8,7 @@ import re
 import pytest
 from report_runs import make_comparison, make_run
 
-from lm_power.report.formats import to_csv, to_latex, to_markdown
+from lm_power.report.formats import to_csv, to_latex, to_markdown, to_text
 from lm_power.report.runs import Answer, Comparison
 from lm_power.report.summary import Estimate, summarise
 from lm_power.report.tables import Column, Table, make_tables
@@ -74,7 +74,7 @@ def test_what_differs_is_with_every_table():
     comparison = dataclasses.replace(make_comparison(), notes=("Compared despite a difference: N",))
     tables = make_tables(comparison)
     assert [table.key for table in tables] == ["results", "votes", "costs", "tests"]
-    assert all("Compared in spite" in to_markdown([t]) and "Compared in spite" in to_latex(t) for t in tables)
+    assert all("Compared despite" in to_markdown([t]) and "Compared despite" in to_latex(t) for t in tables)
 
 
 def test_one_completion_per_problem_has_no_table_of_votes():
@@ -133,3 +133,17 @@ def test_hostile_text_is_text(text):
     assert float(row["score"]) == -0.5
     if text.isalnum():
         assert row["name"] == text  # the CSV shortens nothing
+
+
+def test_a_table_for_the_terminal_is_aligned_and_obeys_nothing():
+    """Guards the terminal: numbers end in one column, and an escape sequence in a label is shown, not sent."""
+    columns = (Column("label", "Run"), Column("hidden", None), Column("value", "Accuracy", 2))
+    rows = (("a\x1b[31m", "x", 0.5), ("longer label", "y", 12.25))
+    lines = to_text(Table("t", "Title", "caption", columns, rows, ("a note",))).splitlines()
+    assert lines == [
+        "Title", "",
+        "Run           Accuracy",
+        "a⟨ESC⟩[31m        0.50",
+        "longer label     12.25",
+        "note: a note",
+    ]  # fmt: skip
