@@ -1,1 +1,1 @@
-"""Does sharpening raise what goes with self-reward? Covariances and gains, from stores of completions."""
+"""Does sharpening raise rewards that co-vary with self-reward? Covariances and gains, from stores of completions."""

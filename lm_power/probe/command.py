@@ -3,8 +3,8 @@
     lm-power probe --base runs/standard/store --power runs/power/store --output probe
     lm-power probe --base store --power store --temperatures runs/t025 runs/t05 runs/t1 --output probe
 
-DIR then holds probe.md, which says what was done and shows everything; lines.csv, points.csv and, with --temperatures,
-temperature.csv in full precision; the figures gain_by_covariance and temperature as SVG and PNG.
+DIR then holds probe.md, which explains and shows everything; lines.csv, points.csv and, with --temperatures,
+temperature.csv, in full precision; the figures gain_by_covariance and temperature, as SVG and PNG.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--power", type=Path, required=True, nargs="+", metavar="STORE",
-        help="completions= folders of the same model on the same prompts; one line for each way of sampling in them",
+        help="completions= folders of the same model on the same prompts; each way of sampling in them becomes a line",
     )  # fmt: skip
     parser.add_argument(
         "--temperatures", nargs="+", default=[], metavar="RUN",
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the tables and figures")
     parser.add_argument(
-        "--common-prompts", action="store_true", help="leave out prompts that some stores lack, instead of refusing"
+        "--common-prompts", action="store_true", help="omit prompts that some stores lack, instead of refusing"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
 

@@ -1,18 +1,18 @@
-"""The covariance probe: test whether power sampling raises just the rewards that co-vary with self-reward.
+"""The covariance probe: does power sampling raise exactly those rewards that co-vary with self-reward?
 
 Two experiments of Tomihari & Sato (2026), on completions that are stored already, and on any model:
 
-* `probe`: "Synthetic random rewards" and Figure 3. A reward made from a hash has nothing to do with the model; mixed
-  with self-reward it has any covariance with it that we choose. By Proposition 4 its gain under power sampling should
+* `probe`: "Synthetic random rewards" and Figure 3. A reward made from a hash has nothing to do with the model. Mixed
+  with self-reward, it has whatever covariance with it we choose. By Proposition 4 its gain under power sampling should
   rise in proportion to that covariance.
 * `slope_and_covariance`: Proposition 4 itself, `d/dα E_π[r] = Cov_π(r, log p)`, for any reward.
 
-**How values are standardised.** Proposition 4 holds for each prompt by itself, so every covariance here is taken
-within a prompt and then averaged over the prompts, each counting once: sampling cannot use the fact that some prompts
-have higher self-rewards than others. Hash and self-reward are therefore standardised by their standard deviation
-within prompts (square root of the mean variance within a prompt), and by one constant for all prompts: a constant per
-prompt would be noise where N is small, and does not exist where all completions agree. Their means cancel in
-covariances and gains. The constants come from the base completions and are applied to both.
+**How values are standardised.** Proposition 4 holds for each prompt by itself. So every covariance here is taken within
+a prompt and then averaged over prompts with equal weights: sampling cannot make use of differences in self-reward
+between prompts. Hash and self-reward are divided by their standard deviation within prompts (square root of the mean
+variance within a prompt), one constant for all prompts. A constant per prompt would be noisy where N is small, and does
+not exist where all completions agree. Means need not be subtracted, because they cancel in covariances and gains. The
+constants come from the base completions and are applied to both.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESAMPLES = 2000
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """N completions of one prompt, drawn in one way; three float64 arrays [N].
+    """N completions of one prompt, all sampled in the same way; three float64 arrays [N].
 
     Attributes:
         hash_reward: `hash_reward` of each.
@@ -51,7 +51,7 @@ class Point:
     """One mixed reward `r_w = w·z(self-reward) + √(1 − w²)·z(hash)`, with bootstrap standard errors over prompts.
 
     Attributes:
-        weight: w, from −1 to 1; r_w has variance 1 but for the chance covariance of hash and self-reward.
+        weight: w, from −1 to 1; r_w has variance 1, up to the chance covariance of hash and self-reward.
         covariance: `Cov(r_w, z(self-reward))` within base prompts.
         log_prob_covariance: `Cov(r_w, log p)` within base prompts, nats: Proposition 4's slope in alpha.
         gain: mean of r_w over power completions minus that over base completions.
@@ -70,8 +70,8 @@ class Line:
     Attributes:
         slope: gain per unit of covariance, with its bootstrap standard error over prompts.
         intercept: gain at covariance 0, likewise.
-        slope_stderr: of the fit (`scipy.stats.linregress`): how far the points are off the line. They share
-            their completions, so this does not say how well the slope is known.
+        slope_stderr: of the fit (`scipy.stats.linregress`), from the scatter of the points about the line. The points
+            share their completions, so this does not tell how well the slope is known.
         r_squared: share of the gains' variance on the line.
     """
 
@@ -103,7 +103,7 @@ class Probe:
 def hash_reward(prompt: str, completion: str) -> float:
     """A reward that is unrelated to the model: SHA-256 of prompt and completion as a number in [0, 1).
 
-    `⌊h / 2^11⌋ / 2^53` with h the leading 64 bits of the digest; float64 holds 53 of them, and rounding up could
+    `⌊h / 2^11⌋ / 2^53`, where h is the leading 64 bits of the digest. float64 holds 53 of them, and rounding up could
     give 1. A zero byte stands between the two texts (UTF-8, lone surrogates as they are).
 
     >>> hash_reward("2 + 2 =", " 4") == hash_reward("2 + 2 =", " 4") != hash_reward("2 + 2 =", " 5")
@@ -120,8 +120,8 @@ def probe(
     """Gain of random rewards under power sampling against their covariance with self-reward.
 
     Every gain is `w·g_s + √(1 − w²)·g_h` and every covariance `w·v_s + √(1 − w²)·c`, where g_s and g_h are the
-    gains of standardised self-reward and hash, v_s = 1 and c their covariance. So if the hash neither gains nor
-    co-varies, the points lie on a line through 0. The result is how close they are to it, and its slope, which is
+    gains of standardised self-reward and hash, v_s = 1, and c is their covariance. So if the hash neither gains nor
+    co-varies, the points lie on a line through 0. The result tells how close they are to one, and its slope, which is
     the gain in self-reward in standard deviations.
 
     Args:
@@ -139,13 +139,13 @@ def probe(
         raise ValueError(f"{len(base)} and {len(power)} prompts: must be the same, at least two")
     table = np.array([_moments(b, p) for b, p in zip(base, power, strict=True)])
     means = table.mean(axis=0)
-    # Where completions agree to the last bits but not beyond, what is left of a variance is rounding.
+    # A variance this small is rounding: the completions agree but for their last bits.
     if means[0] < 1e-18 or means[1] < 1e-18:
         raise ValueError("all base completions of every prompt are alike: nothing co-varies")
     scale = np.sqrt(means[:2])
     w = np.linspace(-1.0, 1.0, weights)
     values = _curves(means[None], scale, w)[:, 0]
-    # How often each prompt is drawn in each resample, as weights that sum to 1.
+    # How often each resample contains each prompt.
     drawn = np.random.default_rng(seed).multinomial(len(base), np.full(len(base), 1 / len(base)), size=resamples)
     resampled = _curves(drawn / len(base) @ table, scale, w)
     errors = resampled.std(axis=1, ddof=1)
@@ -178,7 +178,7 @@ def _curves(means: FloatArray, scale: FloatArray, w: FloatArray) -> FloatArray:
 
 def _line(values: FloatArray, resampled: FloatArray, prompts: int) -> Line:
     fit = scipy.stats.linregress(values[0], values[2])
-    # A resample of prompts whose completions are all alike, but for rounding, has no covariances and no line.
+    # If all completions of a resample's prompts are alike up to rounding, it has no covariances and no line.
     x, _, y = resampled[:, np.ptp(resampled[0], axis=1) > 1e-9]
     slopes = (_centred(x) * _centred(y)).sum(axis=1) / (_centred(x) ** 2).sum(axis=1)
     intercepts = y.mean(axis=1) - slopes * x.mean(axis=1)
@@ -197,7 +197,7 @@ class SlopeAndCovariance:
     Attributes:
         slope: `(E_b[r] − E_a[r]) / (b − a)`, averaged over prompts.
         covariance: Cov(r, log p) within prompts, averaged over prompts and over alpha from a to b.
-        difference: slope minus covariance; its expectation is 0 but for Simpson's error.
+        difference: slope minus covariance; its expectation is 0, up to the error of Simpson's rule.
         p_value: of a t-test over prompts that the difference is 0.
     """
 
@@ -213,12 +213,12 @@ def slope_and_covariance(
     """Measure `d/dα E_π[r] = Cov_π(r, log p)` (Tomihari & Sato 2026, Proposition 4) on samples of π ∝ p^alpha.
 
     The slope over an interval [a, b] is the mean of the derivative over it: `(E_b[r] − E_a[r]) / (b − a) =
-    1/(b − a) ∫ Cov_α(r, log p) dα`, so that it is compared with Simpson's integral of the covariances, whose
-    error falls with the fifth power of the step, and not with one covariance in the middle.
+    1/(b − a) ∫ Cov_α(r, log p) dα`. It is therefore compared with Simpson's integral of the covariances, whose error
+    falls with the fifth power of the step, and not with a single covariance in the middle.
 
-    Standard errors are those of the draws, given the prompts: for each prompt both sides estimate the same number.
-    Theirs come from the draws' variances; that of the difference, since the same draws enter both, from its scatter
-    over prompts.
+    Standard errors are those of the draws, given the prompts, since both sides estimate one number for each prompt.
+    The errors of the two sides come from the variances of the draws. The same draws enter both, so the error of the
+    difference comes from its scatter over prompts.
 
     Args:
         alphas: an odd number of them, three or more, evenly spaced and rising.
@@ -226,7 +226,7 @@ def slope_and_covariance(
         log_probs: likewise, log p(x | prompt) of the whole completion, nats (not a token).
 
     Raises:
-        ValueError: the alphas are not as said, shapes differ, or fewer than two prompts or completions.
+        ValueError: the alphas are not evenly spaced, shapes differ, or fewer than two prompts or completions.
     """
     steps = np.diff(alphas)
     if len(alphas) < 3 or not len(alphas) % 2 or steps[0] <= 0 or not np.allclose(steps, steps[0]):
@@ -240,7 +240,7 @@ def slope_and_covariance(
     covariances = np.array([p.sum(axis=1) / (p.shape[1] - 1) for p in products])
     averages = scipy.integrate.simpson(covariances, x=np.asarray(alphas), axis=0) / width
     differences = slopes - averages
-    # Simpson's weights, as what the integral makes of one covariance alone.
+    # Simpson's weights: the integral of each unit vector.
     weights = scipy.integrate.simpson(np.eye(len(alphas)), x=np.asarray(alphas), axis=1) / width
     slope_error = np.hypot(_error(rewards[0]), _error(rewards[-1])) / width
     covariance_error = np.sqrt(sum((w * _error(p)) ** 2 for w, p in zip(weights, products, strict=True)))

@@ -1,4 +1,4 @@
-"""The covariance probe's two figures (Tomihari & Sato 2026, Figure 3)."""
+"""The two figures of the covariance probe (Tomihari & Sato 2026, Figure 3)."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def write_probe_figure(labels: Sequence[str], probes: Sequence[Probe], folder: P
             name="gain_by_covariance",
             title="Gain of random rewards against their covariance with self-reward",
             caption=(
-                "Each point is one reward: a hash of prompt and completion, mixed with self-reward; the hash alone is "
-                "in the middle. Bars: one standard error over prompts (bootstrap). Lines: least squares."
+                "Each point is one reward, a mixture of self-reward and a hash of prompt and completion; the middle "
+                "one is the hash alone. Bars: one standard error over prompts (bootstrap). Lines: least squares."
             ),
             alt=(
                 f"{len(probes)} series of {len(probes[0].points)} points from covariance −1 to 1, with their fitted "

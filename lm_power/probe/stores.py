@@ -1,4 +1,4 @@
-"""Stores as the covariance probe needs them: the completions of one way of sampling, by prompt."""
+"""What the covariance probe needs of stores: the completions of each way of sampling, by prompt."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _ENDS = ("max_new_tokens", "stop", "eos_ids")  # options that decide what counts
 
 @dataclasses.dataclass(frozen=True)
 class StoredDraws:
-    """Completions of one model drawn in one way, all seeds together.
+    """Completions of one model, sampled in one way; all seeds together.
 
     Attributes:
         folder: the store.
         model: "name@fingerprint".
-        options: the `config` of its lines but for the seed.
+        options: the `config` of its lines, without the seed.
         draws: by prompt, in the order of the store.
         finish_reasons: "eos", "stop", "length" → completions.
     """
@@ -95,10 +95,10 @@ def read_draws(folder: Path) -> list[StoredDraws]:
 
 
 def choose_base(samples: Sequence[StoredDraws]) -> StoredDraws:
-    """The base among a store's samples: the one with method=standard, else the only one there is.
+    """The base among a store's samples: the one with method=standard, or else the only one.
 
     Raises:
-        UserError: there are several to choose from.
+        UserError: several could be the base.
     """
     standard = [sample for sample in samples if sample.options["method"] == "standard"]
     candidates = standard or samples
@@ -116,7 +116,7 @@ def pair(base: StoredDraws, other: StoredDraws, common: bool) -> tuple[list[Draw
     Args:
         base: two completions per prompt or more.
         other: one per prompt or more.
-        common: leave out prompts that only one of them has, in place of refusing.
+        common: omit prompts that only one of them has, instead of refusing.
 
     Raises:
         UserError: different models, ends of completions or prompts; too few completions or prompts.
@@ -153,11 +153,11 @@ def pair(base: StoredDraws, other: StoredDraws, common: bool) -> tuple[list[Draw
 
 
 def _slim(record: Record, options: Mapping[str, Any]) -> Record:
-    """What the probe needs of a line; token ids and steps of a large store would fill the memory."""
+    """The part of a line that the probe needs; the token ids and steps of a large store would fill the memory."""
     if not math.isfinite(record["self_reward"]) or not math.isfinite(record["sum_log_prob"]):
         raise UserError(
             f"completion {record['key']}: log-probability {record['sum_log_prob']} is not finite; sample it again "
-            "(in float32 or bfloat16: float16 overflows)"
+            "(in float32 or bfloat16, since float16 overflows)"
         )
     return {
         "options": options,

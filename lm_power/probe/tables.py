@@ -1,4 +1,4 @@
-"""The covariance probe's tables, and what a reader should know before trusting them."""
+"""The tables of the covariance probe, and what readers should know before they trust them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lm_power.report.tables import Column, Table
 
 _READING = (
     "A reward made from a hash of prompt and completion has nothing to do with the model. Mixed with self-reward, "
-    "r = w z(self-reward) + √(1 − w²) z(hash), it has any covariance with self-reward that we choose. The gain is the "
-    "mean of r over the sharpened completions minus its mean over the base's; the line is gain = intercept + slope × "
+    "r = w z(self-reward) + √(1 − w²) z(hash), it has whatever covariance with it we choose. The gain is the mean of r "
+    "over the sharpened completions minus its mean over those of the base; the line is gain = intercept + slope × "
     "Cov(r, z(self-reward)), fitted over the values of w. Everything is computed within a prompt and averaged over "
     "prompts; z divides by the standard deviation within base prompts, for both sets of completions. ± is a standard "
-    "error over prompts (bootstrap). The points differ only in w: a straight line through 0 means that the hash gained "
-    "nothing, and its slope says by how many standard deviations self-reward rose. The fit's own error is small "
-    "because the points share their completions; it does not say how well the slope is known."
+    "error over prompts (bootstrap). The points differ only in w. A straight line through 0 means that the hash gained "
+    "nothing, and its slope tells by how many standard deviations self-reward rose. The error of the fit is small "
+    "because the points share their completions; it does not tell how well the slope is known."
 )
 
 
@@ -33,7 +33,7 @@ def line_table(base: StoredDraws, others: Sequence[StoredDraws], probes: Sequenc
             Column("n", "N"),
             Column("slope", "Slope"),
             Column("intercept", "Intercept"),
-            Column("fit_stderr", "Fit's error of the slope", 4),
+            Column("fit_stderr", "Slope, error of the fit", 4),
             Column("r_squared", "R²", 4),
             Column("self_reward_sd", "Self-reward, SD within base prompts, nats per token"),
             Column("hash_sd", None),
@@ -55,8 +55,8 @@ def point_table(others: Sequence[StoredDraws], probes: Sequence[Probe]) -> Table
         key="points",
         title="The points",
         caption=(
-            "Cov(r, log p) within base prompts, nats. By Proposition 4 (Tomihari & Sato 2026) it is the derivative of "
-            "the mean of r with respect to alpha at alpha = 1, if the base is method=standard."
+            "Cov(r, log p) within base prompts, nats. If the base is method=standard, it is the derivative "
+            "of the mean of r with respect to alpha at alpha = 1 (Tomihari & Sato 2026, Proposition 4)."
         ),
         columns=(
             Column("sampling", "Sampling"),
@@ -79,8 +79,8 @@ def temperature_table(rows: Sequence[TemperatureRow]) -> Table:
         key="temperature",
         title="Decoding temperature",
         caption=(
-            f"Sampling token by token, {rows[0].accuracy.problems} problems, over all completions; ± is a standard "
-            "error over problems. Self-reward is always under the model itself, at temperature 1."
+            f"Sampling token by token: means over all completions of {rows[0].accuracy.problems} problems; ± is a "
+            "standard error over problems. Self-reward is always that of the model at temperature 1."
         ),
         columns=(
             Column("temperature", "Temperature", 2),
@@ -101,7 +101,7 @@ def notes(samples: Sequence[StoredDraws]) -> list[str]:
         if 2 * cut > sample.size:
             found.append(
                 f"{cut} of {sample.size} completions of {sample.label} ended at max_new_tokens="
-                f"{sample.options['max_new_tokens']}, not by EOS or a stop string: only their beginnings are measured"
+                f"{sample.options['max_new_tokens']}, not by EOS or a stop string: only the beginnings are measured"
             )
     if samples[0].options["method"] != "standard":
         found.append(

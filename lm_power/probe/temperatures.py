@@ -40,13 +40,13 @@ def read_temperatures(sources: Sequence[str]) -> list[TemperatureRow]:
 
     Raises:
         UserError: a run cannot be read, has no decoding temperature, verdicts or self-rewards, is of another model,
-            task or problems than the others, or repeats a temperature; or there is only one.
+            task or problems than the others, or has the temperature of another; or there is only one run.
     """
     runs = read_runs(sources)
     rows = sorted(map(_row, runs), key=lambda row: row.temperature)
     if len(rows) < 2:
         raise UserError(
-            f"--temperatures {' '.join(sources)}: has one run; a figure against temperature needs two or more"
+            f"--temperatures {' '.join(sources)}: names one run; a figure against temperature needs two or more"
         )
     for run in runs[1:]:
         _check_same(runs[0], run)
@@ -54,7 +54,7 @@ def read_temperatures(sources: Sequence[str]) -> list[TemperatureRow]:
         if row.temperature == after.temperature:
             raise UserError(
                 f"--temperatures: {row.label} and {after.label} are both at temperature {row.temperature:g}; leave one "
-                "out (for more completions per problem raise --gen_kwargs n=)"
+                "out (for more completions per problem, raise --gen_kwargs n=)"
             )
     return rows
 
@@ -68,7 +68,7 @@ def _row(run: Run) -> TemperatureRow:
     summary = summarise(run)
     if summary.accuracy is None or summary.self_reward is None:
         raise UserError(
-            f"--temperatures {run.folder}: has no correctness or no self-reward of every completion; evaluate one of "
+            f"--temperatures {run.folder}: lacks the correctness or self-reward of some completions; evaluate one of "
             "our tasks with --log_samples and give its --output_path"
         )
     temperature = 1.0 if run.method == "standard" else float(run.options["proposal_temperature"])

@@ -21,14 +21,14 @@ from lm_power.report.tables import Table, cell_text
 def make_probe(
     base_folder: Path, folders: Sequence[Path], runs: Sequence[str], output: Path, common: bool = False, seed: int = 0
 ) -> None:
-    """Read everything, then compute, then write; nothing is written if something cannot be read or compared.
+    """Read everything, then compute, then write. Nothing is written if something cannot be read or compared.
 
     Args:
         base_folder: the base's store.
         folders: stores of what is compared with it.
         runs: lm-eval output folders, one per decoding temperature; empty for no such figure.
         output: made if missing; files of an earlier probe in it are replaced.
-        common: leave out prompts that some stores lack, instead of refusing.
+        common: omit prompts that some stores lack, instead of refusing.
         seed: of the bootstrap.
 
     Raises:
@@ -57,7 +57,7 @@ def make_probe(
 
 
 def read(base_folder: Path, folders: Sequence[Path]) -> tuple[StoredDraws, list[StoredDraws]]:
-    """The base, and what is compared with it: every other way of sampling in the folders, each once.
+    """The base, and every other way of sampling in the folders, each once.
 
     Raises:
         UserError: a store cannot be read, or there is no base, or nothing beside it.
@@ -67,7 +67,7 @@ def read(base_folder: Path, folders: Sequence[Path]) -> tuple[StoredDraws, list[
     others = [draws for folder in dict.fromkeys(folders) for draws in stored[folder] if draws.options != base.options]
     if not others:
         raise UserError(
-            f"--power {' '.join(map(str, folders))}: holds only completions drawn the same way as the base "
+            f"--power {' '.join(map(str, folders))}: holds only completions sampled in the same way as the base "
             f"({base.label}); name the completions= folder of a run with method=power"
         )
     for place, draws in enumerate(others):
@@ -75,7 +75,7 @@ def read(base_folder: Path, folders: Sequence[Path]) -> tuple[StoredDraws, list[
         if twin is not None:
             raise UserError(
                 f"--power {twin.folder} and {draws.folder}: both hold {draws.label}; leave one out (to pool several "
-                "seeds of one way of sampling, draw them into one store)"
+                "seeds, use one store for all of them)"
             )
     return base, others
 

@@ -1,11 +1,11 @@
-"""`lm-power report RUN [RUN …] --output DIR`: lm-eval's output folders and stores side by side.
+"""`lm-power report RUN [RUN …] --output DIR`: compare lm-eval's output folders and stores.
 
     lm-power report runs/standard runs/power --output report
     lm-power report base=runs/base tuned=runs/tuned/results_2026-01-01T00-00-00.000000.json --output report
 
 DIR then holds index.html, which opens offline; figures/ (SVG and PNG); tables/ (Markdown, CSV with full precision,
-LaTeX); problems/, a page for each; with --model-index also model-index/ (`lm_power.report.hub`); and report.json,
-which tells a later report that it may replace this one.
+LaTeX); problems/, with one page per problem; and report.json, by which a later report recognises that it may replace
+this one. --model-index adds model-index/ (`lm_power.report.hub`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--allow-differences", action="store_true",
-        help="compare runs that differ in documents, prompts, task version or N, on the documents that they share",
+        help="compare runs that differ in documents, prompts, task version or N, using only the documents that all "
+        "of them have",
     )  # fmt: skip
     parser.add_argument(
         "--model-index", action="store_true", help="also write each model's results for its Hugging Face model card"
@@ -82,7 +83,7 @@ def _check_output(output: Path) -> None:
         raise UserError(f"--output {output}: is a file; name a folder")
     if any(output.iterdir()) and not _is_report(output):
         raise UserError(
-            f"--output {output}: is not empty, and not a report of lm-power; name a new folder, or an older report's"
+            f"--output {output}: is not empty and holds no report; name a new folder, or one with an older report"
         )
 
 
@@ -94,7 +95,7 @@ def _is_report(folder: Path) -> bool:
 
 
 def _put_in_place(fresh: Path, output: Path) -> None:
-    """Move a report into place: an older report's files are removed, all others stay."""
+    """Move a report into place. Files of an older report are removed; all others stay."""
     output.mkdir(exist_ok=True)
     (fresh / MARKER).replace(output / MARKER)  # first, so that a report cut off here can be replaced by the next
     for name in _ENTRIES:

@@ -1,7 +1,7 @@
 """What the figures show: curves over k, splits by correctness, shares by bin; each with its uncertainty over problems.
 
-Shares have the standard error of the ratio estimator, curves a 95% band by the bootstrap over problems (percentiles,
-2,000 resamples, seed 0). A run that does not tell what is needed gives None or an empty list.
+Shares have the standard error of the ratio estimator. Curves have a 95% band from the bootstrap over problems
+(percentiles, 2,000 resamples, seed 0). A run that lacks what is needed gives None or an empty list.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A quantity of every completion, by correctness; with partial credit only 1 is right.
+    """A quantity of every completion, by correctness; a completion with partial credit counts as wrong.
 
     Attributes:
         right: of the correct completions, all problems together.
@@ -71,7 +71,7 @@ class Bin:
 def pass_at_k_curve(run: Run) -> Curve | None:
     """pass@k, k = 1 … N: the chance that one of k completions is correct (`pass_matrix`), over problems.
 
-    None for N = 1, or unless all verdicts are there and are 1 or 0.
+    None for N = 1, or if a completion lacks a verdict of 1 or 0.
     """
     return _curve(pass_matrix(run))
 
@@ -113,7 +113,7 @@ def acceptance_by_cut(run: Run) -> list[Bin]:
 def reliability(run: Run) -> list[Bin]:
     """Accuracy by decile of self-reward over all completions of the run; empty if either is missing.
 
-    Completions of equal self-reward stay in one bin: where many are equal there are fewer than ten.
+    Completions with equal self-rewards stay in one bin, so there may be fewer than ten bins.
     """
     if not (run.has_correct and run.has_self_reward):
         return []

@@ -10,7 +10,7 @@ or adapter's README.md, or let huggingface_hub merge it in (this one opens a pul
     huggingface_hub.metadata_update("USER/MODEL", block, create_pr=True)
 
 lm-eval's own route uploads the raw results and samples to a data set of yours, and works with `power-hf` as with
-any model; it needs a token that may write:
+any model; it needs a token with write access:
 
     lm_eval --model power-hf … --output_path runs --log_samples \
         --hf_hub_log_args hub_results_org=USER,push_results_to_hub=True,push_samples_to_hub=True,token=TOKEN
@@ -29,7 +29,7 @@ from lm_power.report.summary import summarise
 from lm_power.stats.means import Estimate
 
 _CHECKPOINT = ("pretrained", "model", "revision", "peft", "randomize_weights")
-"""Arguments that make a model another one, with a card of its own."""
+"""Arguments that make another model of the weights, which needs a card of its own."""
 
 
 def write_model_indexes(comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
@@ -57,7 +57,7 @@ def model_index(model: str, results: Sequence[EvalResult]) -> str:
 
 
 def eval_results(comparison: Comparison, run: Run) -> list[EvalResult]:
-    """A run's accuracies over all completions and for self-reward best of N, as far as it has them.
+    """A run's accuracies over all completions and for best of N by self-reward, if it has them.
 
     Their `args` say how completions were drawn, on how many problems of how many, and the standard error.
     """
@@ -74,7 +74,7 @@ def _result(comparison: Comparison, run: Run, name: str, estimate: Estimate) -> 
     dataset = run.dataset or Dataset()
     return EvalResult(
         task_type="text-generation",
-        # The Hub wants an id of a data set; tasks that bring their data along have only their own name.
+        # The Hub requires the id of a data set; tasks that bring their own data have only their name.
         dataset_type=dataset.path or comparison.task,
         dataset_name=comparison.name,
         dataset_config=dataset.config,

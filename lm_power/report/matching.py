@@ -1,4 +1,4 @@
-"""Which runs may be compared: those with the same task, version, documents, prompts and number of completions."""
+"""Which runs can be compared: those with the same task, version, documents, prompts and number of completions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def match(runs: Sequence[Run], allow_differences: bool = False, same_n: bool = T
 
     Args:
         runs: as `reading.read_runs` made them.
-        allow_differences: compare runs even if they differ, on the documents and prompts that they share.
+        allow_differences: compare runs that differ, using only the documents and prompts that they share.
         same_n: whether a different number of completions per problem is a difference.
 
     Raises:
@@ -100,13 +100,13 @@ def _restricted(task: str, runs: Sequence[Run]) -> list[Run]:
     ]
     if not shared:
         raise UserError(
-            f"{task}: no document is shared, with the same prompt, by {_labels(runs)}; there is nothing to compare"
+            f"{task}: no document is shared, with the same prompt, by {_labels(runs)}; so there is nothing to compare"
         )
     return [_part(run, [problems[key] for key in shared]) for run, problems in zip(runs, keyed, strict=True)]
 
 
 def _part(run: Run, problems: Sequence[Problem]) -> Run:
-    """The run on some of its problems; what lm-eval told of all of them no longer holds then."""
+    """The run restricted to some of its problems; lm-eval's own numbers are dropped then, since they cover all."""
     if len(problems) == len(run.problems):
         return dataclasses.replace(run, problems=tuple(problems))
     note = f"{len(problems)} of its {len(run.problems)} documents are compared"

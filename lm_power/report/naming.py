@@ -1,4 +1,4 @@
-"""What a run's model and sampling are called: from lm-eval's `config` and from store lines."""
+"""Names for a run's model and sampling, from lm-eval's `config` and from store lines."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def display_name(pretrained: str, peft: object = None, randomised: bool = False)
 
 
 def with_unique_labels(runs: Sequence[Run]) -> list[Run]:
-    """The runs of one task, labels made unique: by the settings that tell equal ones apart, else by numbers.
+    """The runs of one task with unique labels; equal labels get the settings in which they differ, or else numbers.
 
     Raises:
         UserError: the user gave one label twice.
@@ -85,8 +85,8 @@ def with_unique_labels(runs: Sequence[Run]) -> list[Run]:
         if len(same) > 1 and any(run.label != default_label(run) for run in same):
             folders = ", ".join(str(run.folder) for run in same)
             raise UserError(
-                f"label {label!r}: names {len(same)} runs of {same[0].task or 'a store'} ({folders}); a label must be "
-                "one run's: name results files, each with a label of its own"
+                f"label {label!r}: names {len(same)} runs of {same[0].task or 'a store'} ({folders}); a label must "
+                "belong to one run; name results files, each with a label of its own"
             )
         for place, unique in zip(places, _told_apart(same), strict=True):
             labelled[place] = dataclasses.replace(runs[place], label=unique)
@@ -99,7 +99,7 @@ def default_label(run: Run) -> str:
 
 
 def _told_apart(runs: Sequence[Run]) -> list[str]:
-    """Unique labels for runs with one label: a setting is added where it tells some of them apart."""
+    """Unique labels for runs that share one; a setting is added if it distinguishes some of them."""
     labels = [run.label for run in runs]
     for name in dict.fromkeys(name for run in runs for name in run.settings):
         if len(set(labels)) == len(runs):

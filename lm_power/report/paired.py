@@ -56,7 +56,7 @@ class PairedTest:
 
 
 def paired_tests(comparison: Comparison) -> list[PairedTest]:
-    """All pairs of runs that know a measure, measure by measure; fewer than two problems test nothing."""
+    """Tests of all pairs of runs that have a measure, measure by measure; none for fewer than two problems."""
     tests = []
     for measure, scores in MEASURES.items():
         known = [(run.label, np.array(values)) for run in comparison.runs if (values := scores(run)) is not None]
@@ -69,9 +69,9 @@ def paired_tests(comparison: Comparison) -> list[PairedTest]:
 def _test(measure: str, first: tuple[str, np.ndarray], second: tuple[str, np.ndarray]) -> PairedTest:
     """The test of one pair, before correction.
 
-    Where every problem's score is 1 or 0 (always so for N = 1), McNemar's exact test: of the problems on which the
-    two differ, each is as likely to be better. Else its generalisation, the permutation test that swaps the two runs'
-    scores problem by problem. If no problem differs, p is 1.
+    Where every problem's score is 1 or 0 (always so for N = 1), McNemar's exact test, whose null hypothesis is that
+    either run is equally likely to be the better one on a problem where they differ. Otherwise its generalisation, the
+    permutation test that swaps the two runs' scores problem by problem. If no problem differs, p is 1.
     """
     difference = second[1] - first[1]
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())

@@ -11,7 +11,7 @@ from lm_power.report.runs import Answer, Comparison, Problem, Run
 from lm_power.report.visible import one_line, short_labels
 
 HEAD, TAIL = 7_000, 3_000
-"""Characters of a longer text that a page keeps, from its start and its end, where the answer is."""
+"""Characters that a page keeps of a longer text: its start, and its end, where the answer is."""
 OPEN = 800
 """A text of at most so many characters is unfolded from the start."""
 COLUMNS = 120

@@ -73,8 +73,8 @@ def _results_files(path: Path) -> list[Path]:
     for file in sorted(path.rglob("samples_*.jsonl")):
         if (time := time_of("samples", file)) and (file.parent, time) not in known:
             raise UserError(
-                f"{file}: has no results file of the same time beside it: the run was cut off, or the file moved "
-                "alone; move the samples away, or name the results files that you want"
+                f"{file}: has no results file of the same time beside it: the run was interrupted, or the file "
+                "was moved alone; move it away, or name the results files that you want"
             )
     if not results and not any(path.glob("*.jsonl")):
         raise UserError(
@@ -107,7 +107,7 @@ def _read_evaluation(file: Path) -> Iterator[Run]:
 
 
 def _left_out(results: Results, task: str) -> str:
-    """That a task of the command generates no text, and what lm-eval says of it."""
+    """A note that a task of the command generates no text, with lm-eval's numbers for it."""
     found = results.content["results"].get(task, {})
     numbers = [
         f"{key.rpartition(',')[0]} {value:.3f}" + (f" ± {error:.3f}" if isinstance(error, float) else "")
@@ -115,8 +115,8 @@ def _left_out(results: Results, task: str) -> str:
         if "," in key and "_stderr," not in key and isinstance(value, (int, float))
         for error in [found.get(key.replace(",", "_stderr,"))]
     ]
-    told = f"; lm-eval's numbers of it: {', '.join(numbers)}" if numbers else ""
-    return f"the command's task {task} generates no text and is left out{told}"
+    told = f"; lm-eval's results for it: {', '.join(numbers)}" if numbers else ""
+    return f"the command also ran {task}, which generates no text and is not shown here{told}"
 
 
 def _read_task(results: Results, task: str, path: Path) -> Iterator[Run]:
@@ -129,7 +129,7 @@ def _read_task(results: Results, task: str, path: Path) -> Iterator[Run]:
         if expected is not None and len(documents) != expected:
             raise UserError(
                 f"{path}: has {len(documents)} documents (filter {name}), {results.path.name} says {expected}; the "
-                f"file is still being written or was cut: wait, or {AGAIN}"
+                f"file is incomplete or still being written: wait, or {AGAIN}"
             )
     if not by_filter:
         raise UserError(f"{path}: is empty; {AGAIN}")
@@ -183,28 +183,28 @@ def _problem(document: Document) -> Problem:
 
 
 def _verdict_note(document: Document) -> str | None:
-    """What is to be said of another task's verdict."""
+    """What readers must know about the verdict of a task that is not ours."""
     n = len(document.completions)
     if document.is_ours:
         return None
     if document.verdict_of is None:
-        return f"accuracy: not known, since none of the task's metrics ({', '.join(document.metrics)}) is a verdict"
+        return f"accuracy: unknown, since none of the task's metrics ({', '.join(document.metrics)}) is a verdict"
     if n > 1:
-        return f"accuracy is the task's {document.verdict_of}, one verdict on a document's {n} completions together"
+        return f"accuracy is the task's {document.verdict_of}, which judges the {n} completions of a document together"
     return f"accuracy is the task's {document.verdict_of}"
 
 
 def _seconds(results: Mapping[str, Any], problems: Sequence[Problem]) -> tuple[float | None, list[str]]:
-    """The command's wall-clock, and why there is none where it would mislead."""
+    """The command's wall-clock time, or None and the reason why it would mislead."""
     total = results.get("total_evaluation_time_seconds")
     if total is None:
         return None, []
     if len(results["configs"]) > 1:
-        return None, [f"seconds per problem: not known, since the command ran {len(results['configs'])} tasks"]
+        return None, [f"seconds per problem: unknown, since the command ran {len(results['configs'])} tasks"]
     longest = max((a.seconds for p in problems for a in p.answers if a.seconds is not None), default=0.0)
     if longest > float(total):
         return None, [
-            "seconds per problem: not known, since the run was resumed; completions come from an earlier command"
+            "seconds per problem: unknown, since the run was resumed and some completions come from an earlier command"
         ]
     return float(total), []
 
@@ -229,10 +229,10 @@ def _metrics(results: Mapping[str, Any], name: str) -> dict[str, float]:
 
 
 def _without_repeats(runs: Sequence[Run]) -> list[Run]:
-    """The runs without those that a later one repeats word for word, as a resumed command does; it gets a note.
+    """The runs without exact repeats, which a resumed command leaves; the last of equal runs stays and gets a note.
 
     Raises:
-        UserError: the two carry different labels, so that both are wanted.
+        UserError: equal runs carry different labels, so the user wants both.
     """
     same: dict[str, list[Run]] = {}
     for run in runs:
@@ -245,7 +245,7 @@ def _without_repeats(runs: Sequence[Run]) -> list[Run]:
                     f"{other.label!r} ({other.folder}) and {run.label!r} ({run.folder}): the same completions of "
                     f"{run.task or 'a store'} by the same settings; leave one out"
                 )
-        note = f"left out {len(earlier)} earlier run(s) with the same settings and the same completions"
+        note = f"omitted {len(earlier)} earlier run(s) with the same settings and completions"
         kept.append(dataclasses.replace(run, notes=(*run.notes, note)) if earlier else run)
     return kept
 

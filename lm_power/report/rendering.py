@@ -1,4 +1,4 @@
-"""HTML from templates: every value is escaped and made visible, and no text can make a page run or fetch anything."""
+"""HTML from templates. Every value is escaped and made visible, and no text can make a page run or fetch anything."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_html(path: Path, template: str, **values: Any) -> Path:
 
 
 def policy(script: str | None = None) -> str:
-    """The pages' Content-Security-Policy: nothing is fetched, and nothing runs but that script, known by its hash."""
+    """The pages' Content-Security-Policy: nothing is fetched, and only this script runs, identified by its hash."""
     if script is None:
         return _POLICY
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -97,7 +97,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        # Before escaping, so that no value can reach a page unseen to; what is HTML already has been through `shown`.
+        # Before escaping, so that every value is treated; what is HTML already has been through `shown`.
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters |= {"one_line": one_line, "shown": shown, "number": number}

@@ -10,8 +10,8 @@ and once, with a `page.Section(comparison, tables, figures)` for every compariso
 
     page.write_page(sections, folder) -> Path                     # folder/index.html
 
-All texts here (prompts, answers, labels, notes) are as the model or the user gave them: whoever writes them into a
-format escapes them.
+All texts here (prompts, answers, labels, notes) are as the model or the user gave them. Code that writes them into a
+format must escape them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Problem:
         prompt: what the model was given (of a chat model, with the template applied).
         target: the reference answer as the task prints it; None in a store.
         answers: the completions, in the order of their repeats.
-        verdict: on all of them together, from 0 to 1 (a majority vote's, say), where the task gives none on each.
+        verdict: on all completions together, from 0 to 1, where the task does not grade each one (majority votes).
     """
 
     doc_id: int
@@ -66,7 +66,7 @@ class Dataset:
         path: `dataset_path` of the task: an id on the Hugging Face Hub, as a rule.
         config: `dataset_name`, the data set's configuration.
         split: the split evaluated.
-        size: documents in all, whatever `--limit` left of them.
+        size: number of documents in the split, before any `--limit`.
     """
 
     path: str | None = None
@@ -84,7 +84,7 @@ class Run:
         model: the model's short name, adapter and random weights included.
         method: "power", "standard" …; for models other than `power-hf` "greedy" or "sampled".
         options: how completions were drawn: alpha, mcmc_steps … (for other models their generation options).
-        settings: all that tells this run from others: `options` and the model's arguments, as logged.
+        settings: everything that distinguishes this run from others: `options` and the model's arguments, as logged.
         task: lm-eval's name of it; None for a store, which knows only prompts.
         filter: lm-eval's filter that the verdicts belong to ("none" for our tasks); None for a store.
         task_version: as a string; None if not recorded.
@@ -92,8 +92,8 @@ class Run:
         problems: by doc_id.
         folder: where it was read from.
         dataset: where the documents come from; None for a store.
-        has_answers: whether the task logs the final answers that majority votes need (where one is None, the
-            completion has none; code tasks log no answers).
+        has_answers: whether the task logs the final answers that majority votes need. An answer of None then means that
+            the completion has none. Code tasks log no answers.
         seconds: wall-clock of the whole lm-eval command, start-up included; None where it ran other tasks too, and for
             a store.
         metrics: lm-eval's own numbers of this task and filter: {"acc": …, "acc_stderr": …}; empty for a store.
@@ -147,7 +147,7 @@ class Comparison:
         filter: lm-eval's filter; None if all runs are stores.
         runs: each with the same documents in the same order: `runs[i].problems[j]` is problem j for every i. N may
             differ if the user allowed it; a run's `n` says its own.
-        notes: what differs between the runs and was allowed, to be shown with every number.
+        notes: differences between the runs that the user allowed; shown with every number.
     """
 
     task: str

@@ -1,4 +1,4 @@
-"""Runs from a store of completions: everything but a task's verdicts."""
+"""Runs from a store of completions, which has everything but the task's verdicts."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from lm_power.report.naming import default_label, describe_store
 from lm_power.report.runs import Answer, Problem, Run
 from lm_power.store import StoreError, read_store
 
-NO_VERDICTS = "accuracy: not known, since a store holds completions, not a task's verdicts"
+NO_VERDICTS = "accuracy: unknown, since a store holds completions without a task's verdicts"
 
 
 def read_stored_runs(folder: Path) -> list[Run]:
-    """The runs of a store: one for each model and each way of sampling in it. Also while one is going on.
+    """The runs of a store, one for each model and way of sampling in it; it may still be growing.
 
     Prompts that have fewer completions than others of the run are left out, and a note says so.
 
     Raises:
-        UserError: the folder is no store, is damaged, or is empty.
+        UserError: the folder is not a store, is damaged, or is empty.
     """
     groups: dict[tuple[str, str], dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
     try:
@@ -47,7 +47,7 @@ def _run(folder: Path, model: str, config: dict[str, Any], prompts: dict[str, di
     notes = [NO_VERDICTS]
     if left_out:
         notes.append(
-            f"{left_out} of {len(prompts)} prompts have fewer than {n} completions in the store and are left out"
+            f"{left_out} of {len(prompts)} prompts have fewer than {n} completions in the store and are omitted"
         )
     run = Run(
         label="",

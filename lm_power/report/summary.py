@@ -1,7 +1,7 @@
 """Means over problems: the rows of Table 1, and the scores that paired tests compare.
 
-Problems are the unit: a problem's completions are averaged first, since completions of one problem are no independent
-trials (as in `lm_power.harness.metrics`, whose numbers these are). What a run does not tell is None.
+The unit is the problem: the completions of a problem are averaged first, since they are not independent trials (as in
+`lm_power.harness.metrics`, which computes the same numbers). A quantity that a run does not record is None.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from lm_power.stats.best_of_n import best_of_n, majority_at_k, pass_at_k
 from lm_power.stats.means import Estimate, covariance, estimate, mean
 
 Quantity = Callable[[Answer], float | None]
-"""A number of a completion, such as `lambda answer: answer.tokens`; None where it is not known."""
+"""A number that belongs to a completion, such as `lambda answer: answer.tokens`; None where it is not known."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A run in means over problems; None where the run does not tell.
+    """A run as means over problems; None for what the run does not record.
 
     Attributes:
         accuracy: over all completions; of a task with one verdict per document, of those verdicts.
@@ -40,10 +40,10 @@ class Summary:
         tokens_decoded: decoded for one completion, rejected work included.
         problem_tokens_decoded: decoded for all completions of a problem.
         seconds: from a completion's start on the engine to its end, shared with the rows beside it.
-        acceptance_rate: accepted over all proposals of a problem; None without proposals.
-        change_rate: those that led to another completion over all proposals of a problem; None without proposals.
-        log_z: estimates of log Z_alpha, nats; None where the method makes none.
-        kl_from_proposal: KL(p^alpha ‖ q), nats; the same.
+        acceptance_rate: share of a problem's proposals that were accepted; None without proposals.
+        change_rate: share of a problem's proposals that led to another completion; None without proposals.
+        log_z: log Z_alpha, nats; None where the method does not estimate it.
+        kl_from_proposal: KL(p^alpha ‖ q), nats; None where the method does not estimate it.
     """
 
     accuracy: Estimate | None
@@ -89,13 +89,13 @@ def summarise(run: Run) -> Summary:
 
 
 def means(run: Run, quantity: Quantity) -> list[float] | None:
-    """Each problem's mean over its completions; None if the quantity is not known of all."""
+    """Each problem's mean over its completions; None if the quantity is missing for any of them."""
     columns = _columns(run, quantity)
     return None if columns is None else [mean(values) for values in columns]
 
 
 def accuracies(run: Run) -> list[float] | None:
-    """Each problem's mean correctness over all its completions, or the task's one verdict on them; None for a gap."""
+    """Each problem's mean correctness, or the task's one verdict on its completions; None if one is missing."""
     verdicts = [problem.verdict for problem in run.problems if problem.verdict is not None]
     if len(verdicts) == len(run.problems):
         return verdicts
@@ -103,12 +103,12 @@ def accuracies(run: Run) -> list[float] | None:
 
 
 def bon_accuracies(run: Run) -> list[float] | None:
-    """Each problem's correctness of the completion with the largest self-reward; None for N = 1 or a gap."""
+    """Each problem's correctness of the completion with the largest self-reward; None for N = 1 or missing values."""
     return _best(run, lambda answer: answer.correct)
 
 
 def pass_matrix(run: Run) -> np.ndarray | None:
-    """pass@k of each problem (row) at k = 1 … N (column); None unless all verdicts are there and are 1 or 0."""
+    """pass@k of each problem (row) at k = 1 … N (column); None unless every completion has a verdict of 1 or 0."""
     if not _binary(run):
         return None
     ks = range(1, run.n + 1)
@@ -118,9 +118,9 @@ def pass_matrix(run: Run) -> np.ndarray | None:
 def majority_matrix(run: Run) -> np.ndarray | None:
     """maj@k of each problem (row) at k = 1 … N (column), exact (`majority_at_k`).
 
-    The right answers are one group by their verdicts; wrong ones are grouped as the strings that the task logs, so that
-    two spellings of one wrong answer count as two: at k = N this can exceed lm-eval's `maj_acc`, which asks the
-    task. None for N = 1, if the task logs no answers, or unless all verdicts are there and are 1 or 0.
+    All right answers form one group. Wrong answers are grouped by the strings that the task logs, so two spellings of
+    one wrong answer count as two. At k = N the result can therefore exceed lm-eval's `maj_acc`, for which the task
+    compares the answers. None for N = 1, if the task logs no answers, or if a completion lacks a verdict of 1 or 0.
     """
     if run.n == 1 or not run.has_answers or not _binary(run):
         return None
@@ -171,7 +171,7 @@ def _covariances(run: Run) -> list[float] | None:
 
 
 def _step_rates(run: Run, column: Callable[[Steps], Sequence[int]]) -> list[float] | None:
-    """Of each problem, the steps with a 1 in the column over all; None for steps that are not logged, or none made."""
+    """Each problem's share of steps with a 1 in the column; None if steps are not logged or a problem has none."""
     rates = []
     for problem in run.problems:
         steps = [answer.steps for answer in problem.answers if answer.steps is not None]

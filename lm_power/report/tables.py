@@ -11,7 +11,7 @@ from lm_power.report.summary import Summary, summarise
 from lm_power.stats.means import Estimate
 
 Cell = str | int | float | Estimate | None
-"""One entry; None is a gap: not known, never zero."""
+"""One entry; None means that the value is not known, never that it is zero."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Column:
 
     Attributes:
         key: its name in the CSV; an `Estimate`'s standard error gets `key_stderr`.
-        title: its heading for readers; None for a column that only the CSV has.
+        title: its heading for readers; None for a column that appears in the CSV alone.
         digits: decimals of its numbers for readers.
     """
 
@@ -79,7 +79,7 @@ def cell_text(cell: Cell, digits: int) -> str:
 
 
 def _number_text(number: float, digits: int) -> str:
-    """The number to that many decimals; one that would round to 0 shows on which side of it it is.
+    """The number to that many decimals; one that would round to 0 is shown as below or above the smallest step.
 
     >>> _number_text(2e-9, 4), _number_text(-0.25, 1)
     ('<0.0001', '−0.2')
@@ -91,7 +91,7 @@ def _number_text(number: float, digits: int) -> str:
 
 
 def make_tables(comparison: Comparison) -> list[Table]:
-    """All tables of a comparison: votes where problems have several completions, targets where a method tells."""
+    """All tables of a comparison; votes only for several completions per problem, targets only if a method has them."""
     summaries = [summarise(run) for run in comparison.runs]
     results = _results(comparison, summaries)
     gaps = tuple(f"{run.label}: {note}" for run in comparison.runs for note in run.notes)
@@ -189,8 +189,8 @@ def _votes(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
         f"{comparison.name}: what N completions are worth",
         f"Means over {comparison.size} problems ± standard error. Majority: the most frequent answer, with "
         "wrong answers grouped by the text that the task logs and ties broken at random. Any correct: pass@N. "
-        "Covariance of correctness and self-reward among a problem's completions: where it is positive, sharpening "
-        "helps.",
+        "Covariance: of correctness and self-reward among the completions of a problem. Where it is positive, "
+        "sharpening helps.",
         (
             Column("accuracy", "Accuracy"),
             Column("bon_accuracy", "Best of N"),
@@ -208,8 +208,8 @@ def _costs(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
         "costs",
         f"{comparison.name}: cost of one completion",
         f"Means over {comparison.size} problems ± standard error. Tokens decoded: rejected work included. Accepted: "
-        "share of the proposals, those that equal the current completion included; changed: of those that led to "
-        "another one. Latency: seconds from a completion's start to its end, while others are decoded beside it. "
+        "share of the proposals that were accepted, including those equal to the current completion. Changed: share "
+        "that led to another completion. Latency: seconds from the start of a completion to its end, beside others. "
         "Command: wall-clock seconds of the whole lm-eval command.",
         (
             Column("tokens", "Length, tokens", 1),
@@ -232,9 +232,9 @@ def _targets(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
         comparison,
         "targets",
         f"{comparison.name}: how far the proposal is from the target",
-        f"Means over {comparison.size} problems ± standard error over problems, in nats, where the method tells. "
-        "Log Z = log Σ p(x)^α. KL from proposal: KL(p^α ‖ q), by how much sampling token by token from q "
-        "(method=temperature, where the proposal temperature is the same) misses p^α.",
+        f"Means over {comparison.size} problems ± standard error, in nats, for methods that estimate them. "
+        "Log Z = log Σ p(x)^α. KL from proposal: KL(p^α ‖ q), the error of sampling token by token from q "
+        "(method=temperature at the same proposal temperature).",
         (Column("log_z", "log Z", 2), Column("kl_from_proposal", "KL from proposal", 2)),
         [(s.log_z, s.kl_from_proposal) for s in summaries],
     )

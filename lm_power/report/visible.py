@@ -1,4 +1,4 @@
-"""Text of models and users made safe to look at: what a terminal or browser would obey is shown as a sign instead.
+"""Text of models and users made safe to display: control characters are shown as signs, so nothing obeys them.
 
 Escaping for a format (HTML, LaTeX …) is another matter and comes after.
 """

@@ -1,10 +1,12 @@
-"""The theory of power distributions on finite sets, exactly: numpy, float64, log space, and no model anywhere.
+"""The theory of power distributions, computed exactly on finite sets: NumPy, float64, log space, and no model.
 
-`laws` has powers, entropies and divergences, `propositions` what follows from them, both on arrays of
-log-probabilities; `sequences` has distributions over token sequences of any lengths, with their prefixes, next tokens
-and suffixes. Sources: Karan & Du 2025 (arXiv 2510.14901), Tomihari & Sato 2026 (arXiv 2605.04542), Azizi et al. 2026
-(arXiv 2602.10273). Propositions are numbered as by Tomihari & Sato; we worked from a summary of them, so their wording
-and the derivations in the docstrings are ours.
+`laws` has powers, entropies and divergences; `propositions` has what follows from them. Both take arrays of
+log-probabilities. `sequences` has distributions over token sequences of any lengths, with their prefixes, next tokens
+and suffixes. The tests use this package as their oracle.
+
+Sources: Karan & Du 2025 (arXiv 2510.14901), Tomihari & Sato 2026 (arXiv 2605.04542), Azizi et al. 2026 (arXiv
+2602.10273). Propositions have the numbers of Tomihari & Sato. We worked from a summary of them, so their wording and
+the derivations in the docstrings are ours.
 """
 
 from __future__ import annotations

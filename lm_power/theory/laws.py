@@ -1,7 +1,7 @@
-"""The formulas: a law is an array of log-probabilities, nats, whose last axis runs over the outcomes.
+"""Formulas on distributions ("laws"), which are arrays of log-probabilities, nats, with the outcomes on the last axis.
 
-Leading axes are independent laws; one value comes back for each. An outcome of probability 0 has `log p = −inf`.
-All functions of this room take array-likes, compute in float64, and raise ValueError for a law that does not sum to 1
+Leading axes are independent distributions; each gives one value. An outcome of probability 0 has `log p = −inf`.
+All functions here take array-likes, compute in float64, and raise ValueError for a distribution that does not sum to 1
 within `NORMALISED_WITHIN`, for NaN, and for a parameter outside its range.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float64]
 Numbers = FloatArray | np.float64  # one value for each leading index; a scalar where there is none
 
-NORMALISED_WITHIN = 1e-9  # far above float64 rounding, far below float32's, whose laws are to be renormalised
+NORMALISED_WITHIN = 1e-9  # far above float64 rounding, far below float32's: renormalise what was computed in float32
 _NEAR_ONE = 1e-2  # |order − 1| below which an entropy's numerator would cancel
 
 
@@ -43,7 +43,7 @@ def as_law(name: str, log_p: ArrayLike) -> FloatArray:
 
 
 def two_laws(log_p: ArrayLike, log_q: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Both as `as_law`, and checked to be over equally many outcomes."""
+    """Both as `as_law`, checked to have equally many outcomes."""
     p, q = as_law("log_p", log_p), as_law("log_q", log_q)
     if p.shape[-1] != q.shape[-1]:  # a single outcome would pass as a broadcast
         raise ValueError(f"log_q has {q.shape[-1]} outcomes, log_p {p.shape[-1]}: must be over the same ones")
@@ -96,9 +96,9 @@ def log_power_sum(log_p: ArrayLike, alpha: float) -> Numbers:
 
 
 def power_law(log_p: ArrayLike, alpha: float) -> FloatArray:
-    """`log π_α(x) = α log p(x) − log Z_α`: the power distribution of a law over sequences.
+    """`log π_α(x) = α log p(x) − log Z_α`: the power distribution of p.
 
-    Of a law over next tokens the same formula is token-wise tempering at temperature 1/α. Powers compose:
+    Applied to next tokens, the same formula is token-wise tempering at temperature 1/α. Powers compose:
     `(p^α)^β = p^(αβ)`.
 
     Args:
@@ -123,7 +123,7 @@ def renyi_entropy(log_p: ArrayLike, order: float) -> Numbers:
         order: α, in (0, ∞].
 
     Returns:
-        [...] nats; between 0 and log(outcomes), falling in α.
+        [...] nats; between 0 and log(outcomes), decreasing in α.
 
     >>> [round(float(renyi_entropy(np.log([0.5, 0.25, 0.25]), order)), 4) for order in (1, 2, math.inf)]
     [1.0397, 0.9808, 0.6931]

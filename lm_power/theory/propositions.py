@@ -1,6 +1,6 @@
 """The propositions: power against tempering, one-step proposals, KL-regularised RL, and what sharpening gains.
 
-Laws are arrays as in `lm_power.theory.laws`. Numbers of propositions are those of Tomihari & Sato 2026.
+Distributions are arrays as in `lm_power.theory.laws`. Propositions have the numbers of Tomihari & Sato 2026.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ TIED_WITHIN = 1e-9  # nats: equal probabilities whose logarithms were summed in 
 
 
 def power_next_token(log_p: ArrayLike, suffix_entropies: ArrayLike, alpha: float) -> FloatArray:
-    """`log π_α(v | prefix) = α log p(v | prefix) + (1 − α) H_α(S_v) + const`, S_v the law of what follows v.
+    """`log π_α(v | prefix) = α log p(v | prefix) + (1 − α) H_α(S_v) + const`.
 
-    The sum of p^α over all completions through v is `p(prefix)^α p(v)^α Σ_s S_v(s)^α`, and the last factor is
-    `exp((1 − α) H_α(S_v))` (Tomihari & Sato 2026, Prop. 1): token-wise tempering, but for what follows.
+    S_v is the distribution of what follows v. The sum of p^α over all completions through v is
+    `p(prefix)^α p(v)^α Σ_s S_v(s)^α`, and the last factor is
+    `exp((1 − α) H_α(S_v))` (Tomihari & Sato 2026, Prop. 1). Token-wise tempering lacks that factor.
 
     Args:
         log_p: [..., tokens] nats, log p(v | prefix).
@@ -49,8 +50,8 @@ def log_odds_ratio(entropy_a: ArrayLike, entropy_b: ArrayLike, alpha: float) -> 
     """`log [odds_power(a:b) / odds_temperature(a:b)] = (α − 1)(H_α(S_b) − H_α(S_a))`.
 
     odds(a:b) is the ratio of the probabilities of the next tokens a and b, under the power distribution and under
-    token-wise tempering at temperature 1/α (Tomihari & Sato 2026, Prop. 1). Two tokens that are equally
-    uncertain afterwards are told apart alike by both.
+    token-wise tempering at temperature 1/α (Tomihari & Sato 2026, Prop. 1). Both have the
+    same odds for two tokens after which the model is equally uncertain.
 
     Args:
         entropy_a: [...] nats, H_α of what follows a.
@@ -70,8 +71,8 @@ def incremental_log_weights(
     """`log w(v) = α log p(v) − log q(v) + (1 − α) H_α(S_v)` of a next token v drawn from a one-step proposal q.
 
     With the suffix entropies, w is the importance weight for the power distribution's own next token. Without them
-    it is the weight that a sampler can compute on its way (Azizi et al. 2026), for the prefix target
-    `p(x_≤t)^α`; at `q ∝ p^α` that one does not depend on v, and all that is missing is in the suffixes
+    it is the weight that a sampler can compute as it goes (Azizi et al. 2026), for the prefix target
+    `p(x_≤t)^α`; at `q ∝ p^α` it does not depend on v, and only the suffixes are missing
     (Tomihari & Sato 2026, Prop. 2).
 
     Args:
@@ -86,19 +87,19 @@ def incremental_log_weights(
     p, q = two_laws(log_p, log_q)
     drawn = np.isfinite(q)
     if np.any(~drawn & np.isfinite(p)):
-        raise ValueError("log_q: must be finite wherever log_p is; a token that is never drawn cannot be reweighted")
+        raise ValueError("log_q: must be finite wherever log_p is; a token that q never draws cannot be reweighted")
     log_w = positive("alpha", alpha) * p - np.where(drawn, q, 0.0)
     return log_w if suffix_entropies is None else log_w + (1 - alpha) * np.asarray(suffix_entropies, dtype=np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightMoments:
-    """What a proposal's weights are worth.
+    """How good a proposal is, by its importance weights.
 
     Attributes:
         log_mean: `log E_q[w]`, [...] nats: the log of the target's normaliser.
         cv: coefficient of variation `sd_q(w) / E_q[w]`, [...].
-        ess_fraction: `(E_q w)² / E_q[w²] = 1 / (1 + cv²)`, [...] in (0, 1]: effective sample size a draw (Kong 1992).
+        ess_fraction: `(E_q w)² / E_q[w²] = 1 / (1 + cv²)`, [...] in (0, 1]: effective sample size per draw (Kong 1992).
     """
 
     log_mean: Numbers
@@ -112,9 +113,9 @@ def weight_moments(log_weights: ArrayLike, log_q: ArrayLike) -> WeightMoments:
     `cv² = E_q[(w/E_q w − 1)²] = χ²(target ‖ q)`. For one-step proposals (Tomihari & Sato 2026, Prop. 2), with the
     suffix entropies in the weights: `E_q w = Σ_v p(v)^α exp((1 − α) H_α(S_v))` for every q; cv = 0 iff q is the
     power distribution's conditional; and at `q ∝ p^α` cv is that of `exp((1 − α) H_α(S_v))`, so it vanishes
-    iff everything that may follow is equally uncertain, which no prefix tells.
+    iff all suffixes are equally uncertain, which cannot be seen from a prefix.
 
-    Weights of N draws have the moments that their equal shares give, `log_q = −log N`.
+    For the sample moments of N drawn weights, pass equal shares, `log_q = −log N`.
 
     Args:
         log_weights: [..., outcomes] nats.
@@ -174,12 +175,12 @@ def kl_rl_value(log_p: ArrayLike, reward: ArrayLike, kl_weight: float) -> Number
 
 
 def self_reward_alpha(kl_weight: float) -> float:
-    """`α = 1 + 1/β`: the power that KL-regularised RL with reward log p and KL weight β ends in (Corollary 1)."""
+    """`α = 1 + 1/β`: the exponent that KL-regularised RL with reward log p and KL weight β ends at (Corollary 1)."""
     return 1 + 1 / positive("kl_weight", kl_weight)
 
 
 def maximiser_mass(log_p: ArrayLike, alpha: float) -> Numbers:
-    """`π_α({x : p(x) = max p})`: what the likeliest outcomes weigh; it rises to 1 as α → ∞.
+    """`π_α({x : p(x) = max p})`: the mass of the likeliest outcomes, which rises to 1 as α → ∞.
 
     The limit in Tomihari & Sato 2026, Prop. 3. Outcomes within `TIED_WITHIN` nats of the largest count as tied.
 
@@ -195,10 +196,10 @@ def maximiser_mass(log_p: ArrayLike, alpha: float) -> Numbers:
 
 
 def maximiser_mass_bound(log_p: ArrayLike, alpha: float) -> Numbers:
-    """`1 / (1 + ((1 − m)/m) exp(−(α − 1) Δ))`, which `maximiser_mass` never falls below.
+    """`1 / (1 + ((1 − m)/m) exp(−(α − 1) Δ))`: a lower bound of `maximiser_mass`.
 
-    m is the mass of the maximisers at α = 1 and Δ the gap in log p to the next likeliest outcome: off the maximisers
-    `Σ p^α ≤ (1 − m) p₂^(α−1)`, on them `Σ p^α = m p₁^(α−1)`. The bound is ours.
+    m is the mass of the maximisers at α = 1, and Δ the gap in log p to the next likeliest outcome. Over the maximisers
+    `Σ p^α = m p₁^(α−1)`, and over all others `Σ p^α ≤ (1 − m) p₂^(α−1)`. The bound is ours.
 
     Args:
         log_p: [..., outcomes] nats.

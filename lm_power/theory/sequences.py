@@ -18,10 +18,10 @@ Tokens = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SequenceDistribution:
-    """A finite law over terminal token sequences.
+    """A finite distribution over terminal token sequences.
 
-    The next token law of every prefix, and the law of every suffix, are such distributions again, so that
-    whatever is defined for one is defined for all.
+    The next token after a prefix and the suffix after it have distributions of this kind too, so every method also
+    applies to them.
 
     Attributes:
         completions: every sequence of positive probability; prefix-free.
@@ -35,7 +35,7 @@ class SequenceDistribution:
     >>> {x: round(q, 3) for x, q in p.next_token().table().items()}
     {(0,): 0.4, (1,): 0.6}
 
-    Sharpened as a whole, it begins with 0, where one sequence has it all; tempered token by token, with 1:
+    Sharpened as a whole, it prefers 0, after which there is only one sequence; tempered token by token, it prefers 1:
 
     >>> {x: round(q, 3) for x, q in p.power(4).next_token().table().items()}
     {(0,): 0.612, (1,): 0.388}
@@ -59,7 +59,7 @@ class SequenceDistribution:
         for x, value in zip(self.completions, log_p, strict=True):
             if value == -np.inf:
                 raise ValueError(f"completion {x}: probability 0; leave it out")
-        # In sorted order whatever begins with x follows x at once.
+        # In sorted order, a sequence that begins with x comes right after x.
         for x, y in itertools.pairwise(sorted(self.completions)):
             if y[: len(x)] == x:
                 what = "occurs twice" if x == y else f"is the beginning of {y}: one of them is not terminal"
@@ -80,15 +80,15 @@ class SequenceDistribution:
         terminal: Callable[[Tokens], bool],
         max_prefixes: int = 1_000_000,
     ) -> SequenceDistribution:
-        """Every completion of a next-token law, in the order of its tokens: `log p(x) = Σ_t log p(x_t | x_<t)`.
+        """Every completion of a next-token distribution, by the order of tokens: `log p(x) = Σ_t log p(x_t | x_<t)`.
 
         Args:
             next_log_p: prefix → [vocabulary] nats, normalised; −inf for a token that cannot follow.
             terminal: whether a sequence is a completion; asked for every sequence but the empty one.
-            max_prefixes: prefixes after which to give up.
+            max_prefixes: give up after so many prefixes.
 
         Raises:
-            ValueError: a next-token law that does not sum to 1, or more than `max_prefixes` prefixes.
+            ValueError: a next-token distribution does not sum to 1, or there are more than `max_prefixes` prefixes.
         """
         completions: list[Tokens] = []
         log_p: list[float] = []
@@ -104,7 +104,7 @@ class SequenceDistribution:
             if visited > max_prefixes:
                 raise ValueError(
                     f"more than max_prefixes={max_prefixes} prefixes, this one of {len(tokens)} tokens: "
-                    "see that `terminal` ends every sequence, or enumerate a smaller law"
+                    "make sure that `terminal` ends every sequence, or enumerate a smaller distribution"
                 )
             following = laws.as_law(f"next_log_p({tokens})", next_log_p(tokens))
             waiting.extend(
@@ -123,7 +123,7 @@ class SequenceDistribution:
         return np.array([float(len(x)) for x in self.completions])
 
     def log_prob(self, sequences: Iterable[Sequence[int]]) -> FloatArray:
-        """[sequences] nats: log p of whole completions; −inf for what is none."""
+        """[sequences] nats: log p of whole completions; −inf for any other sequence."""
         index = dict(zip(self.completions, self.log_p.tolist(), strict=True))
         return np.array([index.get(tuple(x), -np.inf) for x in sequences])
 
@@ -132,11 +132,11 @@ class SequenceDistribution:
         return self._log_prefix.get(tuple(prefix), -np.inf)
 
     def prefixes(self) -> tuple[Tokens, ...]:
-        """Every sequence that goes on: the proper prefixes of the completions, the empty one first."""
+        """The proper prefixes of the completions, the empty one first."""
         return tuple(self._following)
 
     def marginal(self, length: int) -> SequenceDistribution:
-        """The law of the first `length` tokens; a completion that is shorter counts as it is.
+        """The distribution of the first `length` tokens; a shorter completion counts whole.
 
         Raises:
             ValueError: `length` is negative.
@@ -147,7 +147,7 @@ class SequenceDistribution:
         return SequenceDistribution(heads, np.array([self._log_prefix[head] for head in heads]))
 
     def suffixes(self, prefix: Sequence[int] = ()) -> SequenceDistribution:
-        """The law of what follows `prefix`: `p(x_≥t | prefix)`; after a whole completion, the empty sequence.
+        """The distribution of what follows `prefix`, `p(x_≥t | prefix)`; after a whole completion, the empty sequence.
 
         Raises:
             ValueError: no completion begins with `prefix`.
@@ -160,14 +160,14 @@ class SequenceDistribution:
         return SequenceDistribution(tails, self.log_p[at] - self._log_prefix[prefix])
 
     def next_token(self, prefix: Sequence[int] = ()) -> SequenceDistribution:
-        """The law of the token after `prefix`, as sequences of one token.
+        """The distribution of the token after `prefix`, as sequences of one token.
 
         Raises:
             ValueError: no completion begins with `prefix`, or it is one.
         """
         tokens = self._following.get(tuple(prefix))
         if tokens is None:
-            raise ValueError(f"prefix={tuple(prefix)}: no completion goes on after it")
+            raise ValueError(f"prefix={tuple(prefix)}: no completion continues it")
         log_p = [self.log_prefix((*prefix, token)) for token in tokens]
         return SequenceDistribution(tuple((token,) for token in tokens), np.array(log_p) - self.log_prefix(prefix))
 
@@ -191,7 +191,7 @@ class SequenceDistribution:
         return SequenceDistribution(self.completions, laws.power_law(self.log_p, alpha))
 
     def tempered(self, proposal_temperature: float) -> SequenceDistribution:
-        """The law of token-by-token draws from `q(v | prefix) ∝ p(v | prefix)^(1/τ)`.
+        """The distribution of token-by-token draws from `q(v | prefix) ∝ p(v | prefix)^(1/τ)`.
 
         Args:
             proposal_temperature: τ > 0; 1 is p itself.

@@ -60,7 +60,7 @@ def test_accuracy_rises_with_alpha_as_it_covaries_with_log_p(proposition4) -> No
 @pytest.mark.slow
 def test_the_script_forecasts_the_pocket_model(tmp_path) -> None:
     """Five evaluations and the forecast by stock commands; exact samples of p^2 agree with it (4 sigma, 1e-4)."""
-    subprocess.run(["bash", POCKET / "forecast.sh", tmp_path / "runs", "--limit", "30"], check=True, timeout=1200)
+    subprocess.run(["bash", POCKET / "forecast.sh", tmp_path / "runs", "--limit", "30"], check=True, timeout=2400)
     (found,) = json.loads((tmp_path / "runs/forecast/forecast.json").read_text(encoding="utf-8"))["forecasts"]
     assert found["answer"]["outcome"] == "helps"
     (exact,) = [row for row in found["measured"] if "rejection, alpha=2" in row["sampling"]]

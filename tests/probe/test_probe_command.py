@@ -158,7 +158,7 @@ BAD = {
         lambda f: write_store(f, POWER, prompts=PROMPTS[:1]),
         "need two, better dozens",
     ),
-    "same sampling": (write_store, write_store, "holds only completions drawn the same way as the base"),
+    "same sampling": (write_store, write_store, "holds only completions sampled in the same way as the base"),
     "two bases": (
         lambda f: write_store(write_store(f, POWER), POWER.replace(alpha=2.0)),
         lambda f: write_store(f, POWER.replace(alpha=3.0)),

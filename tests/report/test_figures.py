@@ -164,9 +164,7 @@ def test_a_run_that_a_figure_lacks_is_named():
     """Guards against a comparison of two that silently shows one."""
     bare = with_answers(make_run("plain hf", method="sampled"), self_reward=None, tokens_decoded=None, steps=None)
     drawings = [draw(comparison_of(make_run("ours"), bare)) for draw in DRAWERS]
-    lacking = {
-        drawing.name for drawing in drawings if "Not shown because they lack the data: plain hf." in drawing.caption
-    }
+    lacking = {drawing.name for drawing in drawings if "Not shown, for lack of data: plain hf." in drawing.caption}
     assert lacking == {
         "accuracy_by_cost", "reliability", "self_reward_histogram", "acceptance_by_block", "acceptance_by_cut",
     }  # fmt: skip

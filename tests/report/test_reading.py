@@ -216,9 +216,9 @@ def test_several_completions_of_a_task_that_is_not_ours(tmp_path, graded):
     summary = summarise(back)
     if graded:
         assert summary.accuracy.value == 0.5
-        assert "exact_match, one verdict on a document's 3 completions together" in back.notes[0]
+        assert "exact_match, which judges the 3 completions of a document together" in back.notes[0]
     else:
-        assert summary.accuracy is None and "not known" in back.notes[0]
+        assert summary.accuracy is None and "unknown" in back.notes[0]
     assert summary.any_correct is None and summary.majority is None
 
 
@@ -231,7 +231,7 @@ def test_a_task_that_generates_no_text_is_said_to_be_left_out(tmp_path):
     results_of(tmp_path).write_text(json.dumps(results))
     (run,) = read(tmp_path)
     (note,) = (note for note in run.notes if "arc" in note)
-    assert "arc generates no text and is left out; lm-eval's numbers of it: acc 0.250 ± 0.125" in note
+    assert "arc, which generates no text and is not shown here; lm-eval's results for it: acc 0.250 ± 0.125" in note
 
 
 def test_a_log_without_some_columns_has_gaps(tmp_path):

@@ -8,7 +8,7 @@ import re
 import pytest
 from report_runs import make_comparison, make_run
 
-from lm_power.report.formats import to_csv, to_latex, to_markdown
+from lm_power.report.formats import to_csv, to_latex, to_markdown, to_text
 from lm_power.report.runs import Answer, Comparison
 from lm_power.report.summary import summarise
 from lm_power.report.tables import Column, Table, make_tables
@@ -150,3 +150,17 @@ def test_hostile_text_is_text(text):
     assert float(row["score"]) == -0.5
     if text.isalnum():
         assert row["name"] == text  # the CSV shortens nothing
+
+
+def test_a_table_for_the_terminal_is_aligned_and_obeys_nothing():
+    """Guards the terminal: numbers end in one column, and an escape sequence in a label is shown, not sent."""
+    columns = (Column("label", "Run"), Column("hidden", None), Column("value", "Accuracy", 2))
+    rows = (("a\x1b[31m", "x", 0.5), ("longer label", "y", 12.25))
+    lines = to_text(Table("t", "Title", "caption", columns, rows, ("a note",))).splitlines()
+    assert lines == [
+        "Title", "",
+        "Run           Accuracy",
+        "a⟨ESC⟩[31m        0.50",
+        "longer label     12.25",
+        "note: a note",
+    ]  # fmt: skip

@@ -479,7 +479,7 @@ HALVES = SequenceDistribution.from_table({(0,): 0.5, (1, 0): 0.5})
             "max_prefixes=50",
         ),
         (lambda: HALVES.suffixes((2,)), r"prefix=\(2,\): no completion begins"),
-        (lambda: HALVES.next_token((0,)), r"prefix=\(0,\): no completion goes on"),
+        (lambda: HALVES.next_token((0,)), r"prefix=\(0,\): no completion continues it"),
         (lambda: HALVES.marginal(-1), "length=-1: must be >= 0"),
         (lambda: HALVES.power(0), "alpha=0: must be > 0 and finite"),
         (lambda: HALVES.power(math.inf), "alpha=inf: must be > 0 and finite"),

@@ -19,7 +19,7 @@ def by_block(comparison: Comparison) -> Drawing | Omitted:
         name="acceptance_by_block",
         title="Acceptance by block",
         axis="block k (horizon: k blocks of tokens)",
-        caption="Share of the proposals in block k that were accepted. Completions that ended before it make none.",
+        caption="Share of the proposals in block k that were accepted. Completions that ended earlier make none there.",
     )
 
 

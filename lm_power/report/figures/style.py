@@ -1,7 +1,8 @@
 """What all figures share: their record, one look per run, a canvas that fits its legend, and saving.
 
-Colours are Okabe & Ito's (2008), told apart by colour-blind eyes. Runs also differ by marker and line style, right and
-wrong by place and hatch, so that nothing is lost in grey print. Labels are users' text: `plain` makes it fit to print.
+Colours are those of Okabe & Ito (2008), which colour-blind readers can distinguish. Runs also differ by marker and line
+style, and right and wrong by position and hatch, so that nothing is lost in grey print. Labels are users' text, which
+`plain` makes safe to print.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#
 _MARKERS = "osD^vPX<>*hd"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)))
 _LABEL_LIMIT, _LABEL_WIDTH, _LINE = 88, 48, 0.21
-_FONT = "DejaVu Sans"  # it comes with matplotlib: the same picture on every machine
+_FONT = "DejaVu Sans"  # it comes with matplotlib, so every machine draws the same picture
 _SETTINGS: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.formatter.use_mathtext": False,
@@ -85,7 +86,7 @@ class Omitted:
 
     Attributes:
         name, title: as a `Figure`'s.
-        reason: why it is left out.
+        reason: why it is omitted.
     """
 
     name: str
@@ -114,7 +115,7 @@ class Look:
 
 
 def look(index: int) -> Look:
-    """The look of the run at that place among the comparison's runs; twelve differ in shape alone."""
+    """The look of the run at this index of the comparison; the first twelve differ by shape alone."""
     return Look(_COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)], _DASHES[index % len(_DASHES)])
 
 
@@ -172,7 +173,7 @@ def wrap(labels: Sequence[str]) -> list[str]:
 def add_legend(
     canvas: Canvas, indices: Sequence[int], labels: Sequence[str], extra: Sequence[Line2D] = (), *, line: bool = True
 ) -> None:
-    """Put the legend under the panels, where no data can be: the runs at `indices`, by wrapped labels, and `extra`."""
+    """Put the legend under the panels, where it hides no data: first the runs at `indices`, then `extra`."""
     looks = [vars(look(i)) | ({} if line else {"linestyle": "none"}) for i in indices]
     handles = [Line2D([], [], label=label, **style) for style, label in zip(looks, labels, strict=True)]
     canvas.legend(
@@ -181,9 +182,9 @@ def add_legend(
 
 
 def left_out(comparison: Comparison, shown: Collection[int]) -> str:
-    """The caption's last sentence: which runs the figure lacks; empty if it has all."""
+    """The caption's last sentence, which names the runs that are not shown; empty if all are."""
     missing = [one_line(run.label, _LABEL_LIMIT) for i, run in enumerate(comparison.runs) if i not in shown]
-    return f" Not shown because they lack the data: {'; '.join(missing)}." if missing else ""
+    return f" Not shown, for lack of data: {'; '.join(missing)}." if missing else ""
 
 
 def share_axis(axes: Axes) -> None:
