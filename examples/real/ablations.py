@@ -53,7 +53,7 @@ def main() -> None:
                 evaluate(args, run, seed)
             done = finished(args, run)
             points[run.title] = tuple(over_problems(done, each) for each in (tokens, accuracy, self_reward))
-        rows = [[value, *(cell_text(each, 3 * (at > 0)) for at, each in enumerate(e))] for value, e in points.items()]
+        rows = [[value, *map(cell_text, found, (0, 3, 3))] for value, found in points.items()]
         write(args, f"ablation-{option}.md", table([option, "tokens decoded", "accuracy", "self-reward"], rows))
         figure_of(option, points).savefig(args.out / f"ablation-{option}.svg")
 

@@ -6,7 +6,7 @@ Table 1 of Tomihari & Sato (2026), its rows without distillation: accuracy, self
 best-of-N, and the tokens decoded for one completion. The control decodes at most 64 tokens: it never stops by itself.
 """
 
-from commands import POWER, STANDARD, TEMPERATURE, Run, chosen, evaluate, parser, report
+from commands import POWER, STANDARD, TEMPERATURE, Run, evaluate, parser, report
 from scores import summary, write
 
 POWER_INF = {name: value for name, value in POWER.items() if name != "alpha"} | {"method": "power_inf"}
@@ -22,8 +22,8 @@ RUNS = [
 
 
 def main() -> None:
-    args = parser(__doc__).parse_args()
-    runs = chosen(RUNS, args)
+    args = parser(__doc__, RUNS).parse_args()
+    runs = [run for run in RUNS if run.title in args.only]
     for seed in args.seeds:
         for run in runs:
             evaluate(args, run, seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import shlex
 import subprocess
 import sys
@@ -51,8 +52,14 @@ class Run:
         return self.name or "-".join("".join(c if c.isalnum() or c in "._" else " " for c in self.title).split())
 
 
-def parser(description: str, n: int = 4) -> argparse.ArgumentParser:
-    """The options that all scripts take."""
+def parser(description: str, runs: Sequence[Run] = (), n: int = 4) -> argparse.ArgumentParser:
+    """The options that the scripts share.
+
+    Args:
+        description: of the script.
+        runs: those that `--only` may name.
+        n: completions per problem, unless the user says so.
+    """
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -64,21 +71,15 @@ def parser(description: str, n: int = 4) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run of everything per seed (default: 0)")
     parser.add_argument("--n", type=int, default=n, help="completions per problem and seed (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", metavar="RUN", help="these runs only, by their title (default: all)")
     parser.add_argument("--limit", type=int, help="the first so many problems only")
     parser.add_argument("--max_gen_toks", type=int, help="longest completion in tokens (default: the task's)")
     parser.add_argument("--rows", default="64", help="completions side by side, or auto (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", help="of the weights; bfloat16 on a GPU (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda … (default: lm-eval's choice)")
+    if runs:
+        titles = [run.title for run in runs]
+        parser.add_argument("--only", nargs="+", choices=titles, default=titles, metavar="RUN", help="these rows only")
     return parser
-
-
-def chosen(runs: Sequence[Run], args: argparse.Namespace) -> list[Run]:
-    """The runs that `--only` names; all without it."""
-    titles = [run.title for run in runs]
-    if unknown := sorted(set(args.only or ()) - set(titles)):
-        raise SystemExit(f"--only {unknown[0]!r}: must be one of {', '.join(map(repr, titles))}")
-    return [run for run in runs if not args.only or run.title in args.only]
 
 
 def folder(args: argparse.Namespace, run: Run, seed: int) -> Path:
@@ -100,21 +101,35 @@ def evaluate(args: argparse.Namespace, run: Run, seed: int, more: Sequence[str] 
         run: which.
         seed: of the sampler.
         more: further arguments of `lm_eval`.
+
+    Raises:
+        SystemExit: lm-eval failed, or the results that are there are of another model or other settings.
     """
     output = results(args, run, seed)
-    if any(output.rglob("results_*.json")):
-        return output
     model = {"pretrained": args.model, "dtype": args.dtype, **run.options, "seed": seed}
     model["completions"] = folder(args, run, seed) / "store"
     generation = {"n": run.n or args.n, **run.gen_kwargs}
     if args.max_gen_toks is not None:
         generation["max_gen_toks"] = args.max_gen_toks
+    if done := sorted(output.rglob("results_*.json")):
+        _check_same(done[-1], {**model, **generation})
+        return output
     arguments = ["--model", "power-hf", "--tasks", run.task, "--model_args", _pairs(model)]
     arguments += ["--gen_kwargs", _pairs(generation), "--batch_size", args.rows, "--confirm_run_unsafe_code"]
     arguments += ["--output_path", str(output), "--log_samples", *more]
     arguments += [f"--{name}={getattr(args, name)}" for name in ("device", "limit") if getattr(args, name) is not None]
     execute("lm_eval", *arguments)
     return output
+
+
+def _check_same(file: Path, wanted: Mapping[str, Any]) -> None:
+    """Refuse results that were made otherwise; where a folder is may have changed."""
+    config = json.loads(file.read_text(encoding="utf-8"))["config"]
+    had = config["model_args"] | config["gen_kwargs"]
+    for name in sorted((had.keys() | wanted.keys()) - {"completions", "peft"}):
+        if str(had.get(name)) != str(wanted.get(name)):
+            made = f"was made with {name}={had.get(name)}"
+            raise SystemExit(f"{file.parent}: {made}, and {wanted.get(name)} is wanted; name another OUT")
 
 
 def _pairs(options: Mapping[str, Any]) -> str:
@@ -136,5 +151,5 @@ def execute(module: str, *arguments: str) -> None:
 def report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     """Set the runs of the first seed side by side by `lm-power report`, in OUT/report."""
     seed = args.seeds[0]
-    sources = [f"{run.title}={results(args, run, seed)}" for run in runs if run.task == HUMANEVAL]
+    sources = [f"{run.title}={results(args, run, seed)}" for run in runs]
     execute("lm_power", "report", *sources, "--output", str(args.out / "report"))

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import commands
-from commands import POWER, STANDARD, TEMPERATURE, Run, chosen, evaluate, folder, parser, report
+from commands import POWER, STANDARD, TEMPERATURE, Run, evaluate, folder, parser, report
 from scores import summary, write
 
 TEACHER = Run("teacher", POWER, task="power_mbpp_train", n=1)
@@ -32,12 +32,12 @@ def train(model: str, data: Path, adapter: Path, seed: int, options: list[str]) 
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, BASE + STUDENT)
     options.add_argument("--mbpp_file", help="sanitized MBPP as a file (default: from the hub)")
     options.add_argument("--student", default="student", help="its name: one per choice of options")
     args, training = options.parse_known_args()
     students = [dataclasses.replace(run, name=f"{args.student}-{run.options['method']}") for run in STUDENT]
-    runs = chosen(BASE + students, args)
+    runs = [run for run in BASE + students if run.title in args.only]
     mbpp = [] if args.mbpp_file is None else ["--metadata", json.dumps({"mbpp_file": args.mbpp_file})]
     for seed in args.seeds:
         evaluate(args, TEACHER, seed, mbpp)

@@ -10,7 +10,7 @@ of k completions is right, estimated from N.
 from collections.abc import Sequence
 from math import comb
 
-from commands import POWER, STANDARD, TEMPERATURE, Run, chosen, evaluate, parser
+from commands import POWER, STANDARD, TEMPERATURE, Run, evaluate, parser
 from scores import accuracy, finished, over_problems, self_reward, table, tokens, write
 
 from lm_power.report import runs as report
@@ -65,9 +65,9 @@ def pass_row(title: str, runs: list[report.Run]) -> list[str]:
 
 
 def main() -> None:
-    args = parser(__doc__, n=16).parse_args()
+    args = parser(__doc__, SEVERAL + ONE, n=16).parse_args()
     rows, passes = [], []
-    for run in chosen(SEVERAL + ONE, args):
+    for run in (run for run in SEVERAL + ONE if run.title in args.only):
         for seed in args.seeds:
             evaluate(args, run, seed)
         done = finished(args, run)

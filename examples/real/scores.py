@@ -71,7 +71,8 @@ def summary(args: argparse.Namespace, runs: Sequence[Run]) -> str:
             row.append(", ".join(f"{over_problems([one], accuracy).value:.3f}" for one in done))
         row.append(cell_text(over_problems(done, self_reward), 3))
         if n > 1:
-            row += [cell_text(over_problems(done, best(score)), 3) for score in ("correct", "self_reward")]
+            one = done[0].n == 1
+            row += ["—" if one else cell_text(over_problems(done, best(s)), 3) for s in ("correct", "self_reward")]
         rows.append([*row, cell_text(over_problems(done, tokens), 0)])
     best_columns = [f"best of {n}: accuracy", f"best of {n}: self-reward"] if n > 1 else []
     header = ["", "accuracy", *(["of each seed"] if several else []), "self-reward", *best_columns, "tokens decoded"]

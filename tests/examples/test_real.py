@@ -146,9 +146,26 @@ def test_every_setting_is_one_that_the_sampler_takes(start):
         assert len(different) == len({run.folder for run in runs})
 
 
-def test_a_name_that_is_no_run_is_refused(start):
-    with pytest.raises(SystemExit, match=r"--only 'greedy': must be one of 'standard', 'temperature'"):
+def test_a_name_that_is_no_run_is_refused(start, capsys):
+    with pytest.raises(SystemExit):
         start("base", "--only", "greedy")
+    assert "invalid choice: 'greedy' (choose from" in capsys.readouterr().err
+
+
+def test_results_of_other_settings_are_not_taken_for_those_wanted(start, tmp_path):
+    """Guards a table of one model's figures under another's name, since finished runs are skipped."""
+    folder = tmp_path / "out" / "seed0" / "standard" / "n4-limit2" / "model"
+    folder.mkdir(parents=True)
+    config = {"model_args": {"pretrained": "another", "dtype": "float32", "seed": 0, "method": "standard"}}
+    (folder / "results_2026-01-01.json").write_text(json.dumps({"config": config | {"gen_kwargs": {"n": 4}}}))
+    with pytest.raises(SystemExit, match="was made with max_gen_toks=None, and 6 is wanted; name another OUT"):
+        start("base", "--only", "standard")
+    config["model_args"]["method"] = "power"
+    (folder / "results_2026-01-01.json").write_text(
+        json.dumps({"config": config | {"gen_kwargs": {"n": 4, "max_gen_toks": 6}}})
+    )
+    with pytest.raises(SystemExit, match="was made with method=power, and standard is wanted"):
+        start("base", "--only", "standard")
 
 
 def test_the_best_of_k_is_the_mean_over_all_subsets(start):
