@@ -76,7 +76,7 @@ def base(lm) -> Any:
 
 
 def log_probs(folder: str, tokens: list[int], adapter: str | None = None) -> np.ndarray:
-    """[tokens − 1, vocabulary] log p of transformers, float32."""
+    """[tokens − 1, vocabulary] float64 log p of transformers, whose logits are float32."""
     from transformers import AutoModelForCausalLM
 
     from lm_power.adapter import load_adapter
@@ -84,7 +84,7 @@ def log_probs(folder: str, tokens: list[int], adapter: str | None = None) -> np.
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model = model if adapter is None else load_adapter(model, adapter)
     with torch.inference_mode():
-        return model.eval()(torch.tensor([tokens])).logits[0, :-1].log_softmax(-1).numpy()
+        return model.eval()(torch.tensor([tokens])).logits[0, :-1].double().log_softmax(-1).numpy()
 
 
 def check_log_probs(drawn, prompt: list[int], folder: str, adapter: str | None = None) -> None:
