@@ -63,7 +63,7 @@ def checkpoint_fingerprint(
         pretrained: hub id (of a model in the cache) or folder.
         revision: of the hub id.
         dtype: that floating-point weights are loaded in.
-        adapter: folder of a LoRA adapter on top; it is float32, as PEFT has it.
+        adapter: folder of a LoRA adapter on top; as PEFT has it, in that dtype too, but never below float32.
 
     Returns:
         None where the files do not tell: there are no safetensors; their names are not those of the model's weights,
@@ -78,7 +78,8 @@ def checkpoint_fingerprint(
         weights = _as_in(model, _stored(folder))
         dtypes = {name: dtype for name, tensor in weights.items() if tensor.is_floating_point()}
         if adapter is not None:
-            names, lora = _adapted(weights, _stored(Path(adapter)))
+            wide = dtype if dtype.itemsize > 2 else torch.float32
+            names, lora = _adapted(weights, _stored(Path(adapter)), wide)
             weights = {names[name]: tensor for name, tensor in weights.items()} | lora
             dtypes = {names[name]: dtype for name in dtypes}
     except (ImportError, KeyError, OSError, ValueError):
@@ -96,13 +97,15 @@ def _folder(pretrained: str, revision: str | None) -> Path:
 
 
 def _stored(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder's safetensors by name; numbers are read as they are looked at."""
+    """All tensors of a folder's safetensors by name; numbers are read as they are looked at. Raises OSError."""
     from safetensors import safe_open
 
     found: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # is no mapping
+    if not found:
+        raise FileNotFoundError(f"{folder}: no safetensors")
     return found
 
 
@@ -122,7 +125,7 @@ def _as_in(model: nn.Module, stored: Mapping[str, torch.Tensor]) -> dict[str, to
 
 
 def _adapted(
-    weights: Iterable[str], adapter: Mapping[str, torch.Tensor]
+    weights: Iterable[str], adapter: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """(base's name → its name below a LoRA adapter, the adapter's tensors), named as PEFT names them in a model."""
     lora, layers = {}, set()
@@ -131,7 +134,7 @@ def _adapted(
         if rest not in ("A.weight", "B.weight"):
             raise KeyError(name)
         layers.add(layer)
-        lora[f"{layer}.lora_{rest[0]}.default.weight"] = tensor.to(torch.float32)
+        lora[f"{layer}.lora_{rest[0]}.default.weight"] = tensor.to(dtype)
     names = {}
     for name in weights:
         layer, _, last = f"base_model.model.{name}".rpartition(".")

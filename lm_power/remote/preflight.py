@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 PROBE = "The capital of France is a city that"
 PROBE_IDS = (5, 6, 7, 8)  # where there is no tokenizer: any ids that a model has
 _SHARPER = 4.0  # inverse temperature of the second probe
+_RARELY = 1e-4  # draws off a list that are less likely than this are taken for a fault
 _ROUND_TRIP = 12  # tokens whose text is compared
 RAW = (
     "power sampling needs the model's own: start vLLM with --logprobs-mode raw_logprobs (its default), SGLang with "
@@ -231,10 +232,15 @@ def _check_raw(trial: Trial, flat: Answer, sharp: Answer) -> None:
 
 
 def _check_draw(trial: Trial, sharp: Answer) -> None:
-    """At a low temperature a draw is on its list but once in a million; its own log-prob is the list's."""
+    """At a low temperature a draw is on its list, unless much lies off it; its own log-prob is the list's."""
     token, lists = int(sharp.tokens[0]), sharp.lists
     place = np.flatnonzero(lists.ids[0] == token)
     if not len(place):
+        # All that is off the list has probability `rest`, and no token there has more than the list's last.
+        p = np.exp(lists.log_p[0][lists.ids[0] >= 0])
+        rest = max(0.0, 1 - float(p.sum()))
+        if rest * p[-1] ** (_SHARPER - 1) > _RARELY * (p**_SHARPER).sum():
+            return  # it may well be off
         raise trial.unsuitable(
             f"drew token {token} at temperature {1 / _SHARPER:g}, which is not among the {trial.top} likeliest: "
             "it does not draw from the log-probs that it returns (does something else set its temperature?)"

@@ -106,7 +106,7 @@ def _room_for(adapter: str) -> int:
     path = Path(adapter) / "adapter_config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        rank = max(settings["r"], *settings.get("rank_pattern", {}).values())
+        rank = max([settings["r"], *settings.get("rank_pattern", {}).values()])
         return next(most for most in _LORA_RANKS if rank <= most)
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise OptionError(

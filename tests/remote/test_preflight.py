@@ -6,11 +6,12 @@ import os
 
 import numpy as np
 import pytest
-from remote.fake_server import FakeServer
+from remote.fake_server import FakeServer, draw_token
 from tiny_tokenizers import words
 
 from lm_power import OptionError, PowerSampler
 from lm_power.remote.answers import Transient
+from lm_power.remote.preflight import PROBE
 from lm_power.remote.server import Server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a tokenizer that is not there is not looked for on the hub
@@ -65,6 +66,28 @@ def test_a_whole_vocabulary_on_the_list(served) -> None:
     connect(served, top_logprobs=64).close()
 
 
+def steep(before: int) -> np.ndarray:
+    """Weights of which 3 tokens have three quarters, and next to all when raised to the fourth power.
+
+    Args:
+        before: how many of the 3 come before all other tokens.
+    """
+    low = [0.07] * (VOCABULARY - 3)
+    return np.array([*[1.0] * before, *low, *[1.0] * (3 - before)])
+
+
+def probe() -> list[int]:
+    return words(VOCABULARY).encode(PROBE)
+
+
+def test_a_flat_law_is_no_fault(served) -> None:
+    """Guards models that are not sure, on short lists: a draw off the list is then nothing unusual."""
+    flat = np.full(VOCABULARY, -np.log(VOCABULARY)) + 1e-3 * np.arange(VOCABULARY)
+    served.next_log_p = lambda context: flat
+    assert draw_token(np.exp(4 * flat), 20, len(probe())) not in np.argsort(-flat)[:TOP], "it tests nothing"
+    connect(served).close()
+
+
 LACKS = {
     "processed log-probs": ({"raw": False}, ("--logprobs-mode raw_logprobs", "SGLANG_RETURN_ORIGINAL_LOGPROB=1")),
     "fewer lists allowed": ({"most": 2}, ("top_logprobs=4", "--max-logprobs 4")),
@@ -83,8 +106,10 @@ LACKS = {
 def test_what_a_server_lacks(served, ways, parts) -> None:
     for name, value in ways.items():
         setattr(served.ways, name, value)
-    if "obeys_temperature" in ways:  # seen by a draw that is likely to be off the list
-        served.next_log_p = lambda context: np.full(VOCABULARY, -np.log(VOCABULARY)) + 1e-3 * np.arange(VOCABULARY)
+    if "obeys_temperature" in ways:  # seen by a draw off the list, where that is next to impossible at 0.25
+        served.next_log_p = lambda context: law
+        weights = next(w for w in map(steep, range(4)) if w[draw_token(w, 20, len(probe()))] < w.max())
+        law = np.log(weights / weights.sum())
     refused(served, "base_url=http://127.0.0.1", *parts)
 
 
