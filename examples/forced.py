@@ -135,8 +135,8 @@ def forced(sampler: PowerSampler, lengths: Lengths | None, acceptance: float | N
         yield
         return
 
-    def chain(config: SamplerConfig) -> ForcedChain:
-        return ForcedChain(make_algorithm(config), lengths, acceptance)
+    def chain(config: SamplerConfig, foreign: bool = False) -> ForcedChain:
+        return ForcedChain(make_algorithm(config, foreign), lengths, acceptance)
 
     with (
         without_eos(sampler) if lengths else contextlib.nullcontext(),
