@@ -167,11 +167,18 @@ def _how(record: Record) -> dict[str, Any]:
         "epochs": f"{options['epochs']:g}",
         "global batch": f"{options['batch_size']} × {options['gradient_accumulation']} × {processes} processes"
         f" = {options['batch_size'] * options['gradient_accumulation'] * processes}",
-        "weights": record["model"]["dtype"],
+        "precision": _precision(record),
         "gradient checkpointing": "on" if options["gradient_checkpointing"] else "off",
         "seed": options["seed"],
         **trainer,
     }
+
+
+def _precision(record: Record) -> str:
+    model = record["model"]
+    rounded = model["dtype"] != "float32"
+    weights = f"the base's weights in {model['dtype']}, the adapter's" if rounded else "all weights"
+    return f"{model['precision']} ({model['precision_reason']}); {weights} in float32"
 
 
 def _outcome(record: Record) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lm_power.data.loading import normalised
 from lm_power.distill.sources import TeacherDataError, find_files, kind_of, read_store_lines
-from lm_power.harness.local_data import normalised
 from lm_power.logs.samples import PROBLEM_FIELDS, problem_of, prompts_of, read_lines
 
 SHORTEST_INSIDE = 16

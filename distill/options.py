@@ -114,7 +114,9 @@ class DistillConfig:
     batch_size: int = _run(1, "completions a device computes at once", _at_least(1))
     gradient_accumulation: int = _run(8, "batches of every device in one step", _at_least(1))
     gradient_checkpointing: bool = _run(True, "recompute activations in the backward pass: slower, less memory")
-    precision: str = _run("auto", "bf16 | fp32 | auto: bf16 where the hardware has it", _one_of("auto", "bf16", "fp32"))
+    precision: str = _run(
+        "auto", "bf16 | fp32 | auto: bf16 where the hardware computes in it", _one_of("auto", "bf16", "fp32")
+    )
     seed: int = _run(0, "of the order of the data, the adapter's start, dropout and the held-out share", _at_least(0))
     trainer: Mapping[str, Any] = _run({}, 'further TrainingArguments of transformers, as JSON: \'{"optim": "…"}\'')
 

@@ -21,10 +21,10 @@ FORMAT = 1
 Record = dict[str, Any]
 """What `distill.json` holds: command, options, model, teacher, data, versions, earlier rounds, results."""
 
-# A run may go on with others of these. Which weights and which data they name is compared by content.
+# A run may go on with others of these. What they come to is compared: the weights, the data, bf16 or fp32.
 _MAY_CHANGE = {
     "output", "model", "adapter", "revision", "trust_remote_code", "data", "exclude_prompts_of",
-    "logging_steps", "report_to", "push_to_hub",
+    "precision", "logging_steps", "report_to", "push_to_hub",
 }  # fmt: skip
 
 
@@ -108,6 +108,12 @@ def check_same_run(earlier: Record, now: Record) -> None:
         was = earlier["options"].get(name)
         if name not in _MAY_CHANGE and was != value:
             raise OptionError(f"{name}={value}: this run was started with {was}; resume with that, or start another")
+    was, would = (record["model"].get("precision") for record in (earlier, now))
+    if was != would:
+        raise OptionError(
+            f"precision={now['options']['precision']}: is {would} here ({now['model']['precision_reason']}), and this run "
+            f"was started in {was}; resume with precision={was}"
+        )
     if earlier["processes"] != now["processes"]:
         raise OptionError(
             f"processes={now['processes']}: this run was started with {earlier['processes']}; launch as many"

@@ -54,7 +54,7 @@ def teacher_beta(config: Mapping[str, Any] | None) -> float | None:
         return 1.0
     if method == "temperature" and settings.get("proposal_temperature"):
         return 1 / float(settings["proposal_temperature"])
-    sharpens = method in METHODS and "alpha" in METHODS[method].deciding
+    sharpens = method in METHODS and "alpha" in METHODS[method].relevant_options
     return float(settings["alpha"]) if sharpens and "alpha" in settings else None
 
 

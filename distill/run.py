@@ -22,6 +22,7 @@ from lm_power.distill.card import closing_table, model_card, settings_table
 from lm_power.distill.curve import draw_losses
 from lm_power.distill.options import DistillConfig
 from lm_power.distill.parallel import on_main, say
+from lm_power.distill.precision import Precision, choose_precision
 from lm_power.distill.record import Record
 from lm_power.distill.sources import find_files, kind_of
 from lm_power.distill.student import Student, load_student
@@ -47,18 +48,18 @@ def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -
         OptionError: options, model, adapter or output folder are not fit; nothing has been written then.
         TeacherDataError: the teacher data are not fit.
     """
-    arguments = training_arguments(config)
+    precision = choose_precision(config)
+    arguments = training_arguments(config, precision)
     earlier = on_main(lambda: records.earlier_run(config.output, resume))
     if earlier is not None and earlier["results"]:
         say(f"The run in {config.output} is finished: there is nothing to resume.")
         return earlier
     on_main(lambda: _check_files(config))
-    dtype = torch.bfloat16 if arguments.bf16 and not config.full else torch.float32
-    student = load_student(config, dtype)
+    student = load_student(config, torch.bfloat16 if precision.is_bf16 and not config.full else torch.float32)
     teacher = on_main(lambda: _read(config, student))
     data = training_data(teacher.samples, config.max_length, config.validation_share, config.seed)
     _check_fit(config, student, data)
-    record = on_main(lambda: _record(config, command, arguments.world_size, student, teacher, data))
+    record = on_main(lambda: _record(config, command, arguments.world_size, precision, student, teacher, data))
     if earlier is None:
         on_main(lambda: records.begin(record, config))
         checkpoint = None
@@ -142,7 +143,13 @@ def _check_fit(config: DistillConfig, student: Student, data: TrainingData) -> N
 
 
 def _record(
-    config: DistillConfig, command: str, processes: int, student: Student, teacher: TeacherData, data: TrainingData
+    config: DistillConfig,
+    command: str,
+    processes: int,
+    precision: Precision,
+    student: Student,
+    teacher: TeacherData,
+    data: TrainingData,
 ) -> Record:
     previous = records.earlier_rounds(config.adapter or config.model, teacher.model)
     return {
@@ -157,6 +164,8 @@ def _record(
             "fingerprints": dict(student.fingerprints),
             "base_fingerprints": dict(student.base_fingerprints),
             "target_modules": list(student.target_modules),
+            "precision": precision.name,
+            "precision_reason": precision.reason,
             "dtype": str(next(student.model.parameters()).dtype).removeprefix("torch."),
             "parameters": get_model_param_count(student.model),
             "trained": get_model_param_count(student.model, trainable_only=True),

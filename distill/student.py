@@ -17,8 +17,8 @@ from lm_power.config import OptionError
 from lm_power.distill.options import DistillConfig
 from lm_power.distill.parallel import on_main
 from lm_power.fingerprint import fingerprint
+from lm_power.host import find_eos_ids
 from lm_power.identity import Identity
-from lm_power.sampler import find_eos_ids
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.trainer_utils import EvalLoopOutput
-from transformers.utils import is_torch_bf16_gpu_available
 
 from lm_power.config import OptionError, check_names
 from lm_power.distill.loss import learnt_tokens, negative_log_likelihood
 from lm_power.distill.options import CONFIG, DistillConfig
 from lm_power.distill.parallel import together
+from lm_power.distill.precision import Precision
 from lm_power.distill.record import RECORD
 from lm_power.distill.windows import Batches, TrainingData, Window, collate, shuffled
 
@@ -52,7 +51,7 @@ _FIXED = {
 """TrainingArguments that would break what the trainer promises, or have no effect."""
 
 
-def training_arguments(config: DistillConfig) -> TrainingArguments:
+def training_arguments(config: DistillConfig, precision: Precision) -> TrainingArguments:
     """TrainingArguments of the options; sets up the devices and the processes.
 
     Raises:
@@ -67,7 +66,6 @@ def training_arguments(config: DistillConfig) -> TrainingArguments:
         if name == "hub_token":
             raise OptionError("trainer={'hub_token': …}: options are published with the result: use `hf auth login`")
     check_names(config.trainer, sorted(known - _FIXED - set(_SET_BY)), "TrainingArgument")
-    on_cpu = config.trainer.get("use_cpu", _on_cpu())
     # transformers renamed it in 5.2x and warns about the old name.
     recompute = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     when = "epoch" if config.save_steps is None else "steps"
@@ -83,8 +81,8 @@ def training_arguments(config: DistillConfig) -> TrainingArguments:
         "per_device_eval_batch_size": config.batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation,
         recompute: config.gradient_checkpointing,
-        "use_cpu": on_cpu,
-        "bf16": _bf16(config.precision, on_cpu),
+        "use_cpu": precision.on_cpu,
+        "bf16": precision.is_bf16,
         "seed": config.seed,
         "logging_steps": config.logging_steps,
         "logging_first_step": True,
@@ -118,16 +116,6 @@ def training_arguments(config: DistillConfig) -> TrainingArguments:
         logger.warning("%d devices are visible, one is used; for all of them: accelerate launch -m …", devices)
         arguments._n_gpu = 1
     return arguments
-
-
-def _on_cpu() -> bool:
-    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    return asked or not torch.accelerator.is_available()
-
-
-def _bf16(precision: str, on_cpu: bool) -> bool:
-    """Whether to compute in bfloat16; with "auto" where the hardware has it, which CPUs mostly emulate."""
-    return precision == "bf16" or (precision == "auto" and not on_cpu and is_torch_bf16_gpu_available())
 
 
 class DistillTrainer(Trainer):

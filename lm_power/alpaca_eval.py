@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", metavar="RUN", type=Path, help="lm-eval's --output_path, or one samples_*.jsonl in it"
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.json", help="file to write; must be new")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE.json", help="a new file")
     parser.add_argument("--generator", help="name on the leaderboard, a new one for each run; default: RUN's folder")
     parser.add_argument(
         "--choose",
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the file, and say what is in it. Raises `UserError`; nothing has been written then."""
     output: Path = arguments.output
     if output.suffix != ".json":
-        raise UserError(f"--output {output}: must end in .json, by which alpaca_eval knows what to read")
+        raise UserError(f"--output {output}: must end in .json, from which alpaca_eval recognises the format")
     file = find_samples(arguments.folder)
     documents = read_documents(file)
     if not arguments.allow_incomplete:
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         with output.open("x", encoding="utf-8") as out:
             json.dump(outputs, out, ensure_ascii=False, indent=2)
     except FileExistsError:
-        raise UserError(f"--output {output}: is there already; remove it or choose another name") from None
+        raise UserError(f"--output {output}: already exists; remove it or choose another name") from None
     n = max(len(document.completions) for document in documents)
     print(f"{output}: {_summary(chosen, n, arguments.choose, generator)}")
     print(f"Judge it:  alpaca_eval --model_outputs {output}")
@@ -117,9 +117,9 @@ def read_documents(file: Path) -> list[Document]:
     for document in read_samples(file):
         doc = document.doc
         if not document.is_ours or not all(isinstance(doc.get(name), str) for name in ("instruction", "dataset")):
-            raise UserError(f"{document.where}: is no sample of {TASK}; with --predict_only lm-eval logs none")
+            raise UserError(f"{document.where}: is not a sample of {TASK}; with --predict_only lm-eval logs none")
         if document.doc_id in documents:
-            raise UserError(f"{document.where}: document {document.doc_id} for the second time")
+            raise UserError(f"{document.where}: document {document.doc_id} appears twice")
         documents[document.doc_id] = document
     if not documents:
         raise UserError(f"{file}: is empty; has the run ended?")
@@ -162,7 +162,7 @@ def check_complete(samples: Sequence[Document], file: Path) -> None:
         what = f"; the first one missing is document {missing[0]}" if missing else ""
         raise UserError(
             f"{file}: has {len(samples)} instructions, AlpacaEval has {INSTRUCTIONS}{what}. The length-controlled win "
-            "rate is wrong for a part. Run without --limit; to look at the outputs all the same: --allow-incomplete"
+            "rate is wrong for a part. Run without --limit; to convert them anyway: --allow-incomplete"
         )
 
 

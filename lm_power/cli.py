@@ -1,4 +1,4 @@
-"""The command `lm-power`: one subcommand a job. Sampling itself is `lm_eval --model power-hf`."""
+"""The command `lm-power`: one subcommand per job. Sampling itself is `lm_eval --model power-hf`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lm_power.errors import LMPowerError
 COMMANDS = {
     "alpaca-eval": "lm_power.alpaca_eval",
     "doctor": "lm_power.doctor.command",
+    "forecast": "lm_power.forecast.command",
     "probe": "lm_power.probe.command",
     "report": "lm_power.report.command",
 }

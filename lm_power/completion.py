@@ -86,7 +86,7 @@ class Completion(str):
 
     Attributes:
         token_ids: the tokens drawn, EOS or the tokens that complete the stop string included.
-        log_probs: raw log p(x_t | prompt, x_<t) under the model, nats, one a token.
+        log_probs: raw log p(x_t | prompt, x_<t) under the model, nats, one per token.
         finish_reason: "eos", "stop" or "length"; None for padding.
         stats: what it cost.
         steps: the Metropolis-Hastings steps it came by; empty columns where there were none.
@@ -141,7 +141,7 @@ class Completion(str):
 
     @property
     def self_reward(self) -> float:
-        """`(1/|x|) Σ_t log p(x_t | x_<t)`, nats a token, EOS included (Tomihari & Sato 2026)."""
+        """`(1/|x|) Σ_t log p(x_t | x_<t)`, nats per token, EOS included (Tomihari & Sato 2026)."""
         return self.sum_log_prob / len(self.log_probs) if self.log_probs else math.nan
 
     @property

@@ -75,7 +75,9 @@ class SamplerConfig:
     )
     max_new_tokens: int = _option(3072, "longest completion, in tokens (max_gen_toks in lm-eval); >= 1")
     seed: int = _option(0, "seed of all random streams; >= 0")
-    coupled_resume: bool = _option(True, "keep each token of the old end with its proposal probability; same law")
+    coupled_resume: bool = _option(
+        True, "keep the old end's tokens with their proposal probabilities; same distribution"
+    )
     early_rejection: bool = _option(True, "stop decoding a proposal once it cannot be accepted; same completions")
     prefetch: bool = _option(True, "let idle rows decode the next steps' proposals ahead; same completions")
 
@@ -234,7 +236,7 @@ class SamplerConfig:
         return self if self.proposal_temperature is not None else self.replace(proposal_temperature=1.0)
 
     def _does_something(self, name: str) -> bool:
-        """Whether an option has an effect beside the others: what has none stays out of keys and labels."""
+        """Whether an option has an effect, given the others; one that has none stays out of keys and labels."""
         if name in ("cut", "cut_share"):
             return self.cut != "uniform"
         if name == "cut_power":
@@ -243,14 +245,14 @@ class SamplerConfig:
             return bool(self.explore)
         return name != "final_steps" or self.final_steps > 0
 
-    def deciding(self) -> dict[str, Any]:
+    def relevant_options(self) -> dict[str, Any]:
         """The options that decide a completion of this method, for keys and records; `seed` among them.
 
-        Coupled resume is one: it leaves the law as it is, but lets other random numbers decide. Early rejection
-        and prefetch are none: they change what is decoded when, not what comes of it.
+        Coupled resume is among them: it keeps the distribution, but uses other random numbers. Early rejection and
+        prefetch are not: they change what is decoded when, and not the result.
         """
         decided: dict[str, Any] = {"method": self.method}
-        for name in METHODS[self.method].deciding:
+        for name in METHODS[self.method].relevant_options:
             if name == "proposal_temperature":
                 # That of smc follows its ramp by default.
                 default = None if self.method == "smc" else 1 / self.beta

@@ -8,7 +8,7 @@ class LMPowerError(Exception):
 
 
 class DataError(LMPowerError, ValueError):
-    """A data set or a file of the user's is not as it must be."""
+    """A data set or a user's file does not have the form that it must have."""
 
 
 class MissingPackageError(LMPowerError, ImportError):
@@ -16,8 +16,8 @@ class MissingPackageError(LMPowerError, ImportError):
 
 
 class UnavailableError(LMPowerError, RuntimeError):
-    """What is asked for cannot be had on this machine, such as a data set of the hub without a network."""
+    """Something cannot be obtained on this machine, such as a data set of the hub without a network."""
 
 
 class UserError(LMPowerError, ValueError):
-    """What a command was given cannot be worked on: arguments, folders, files of other programs."""
+    """A command's input is not valid: arguments, folders, files of other programs."""

@@ -21,6 +21,7 @@ from typing import Any
 MODELS = {
     "power-hf": "lm_power.harness.power_hf:PowerHF",
     "power-api": "lm_power.harness.power_api:PowerAPI",
+    "power-vllm": "lm_power.harness.power_vllm:PowerVLLM",
 }
 TASKS_PACKAGE = "lm_power.tasks"
 

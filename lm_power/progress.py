@@ -1,4 +1,4 @@
-"""A progress bar that a person can steer by: requests done, tokens a second, acceptance rate, time left."""
+"""A progress bar worth watching: requests done, tokens per second, acceptance rate, time left."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from lm_power.chains import Info
 
-RATE_WINDOW = 10.0  # seconds over which tokens a second are counted
+RATE_WINDOW = 10.0  # seconds over which tokens per second are counted
 SPEED_WINDOW = 30.0  # seconds over which the speed of a completion is taken, for the time left
 LIVE_EVERY, LINE_EVERY = 1.0, 30.0  # seconds: a bar moves at least so often; a log file gets a line so often
 _SIMULATED = 4000  # waiting completions that are laid out one by one; beyond that they count by their mean

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from lm_power.adapter import with_adapters
 from lm_power.chains import Algorithm, Path, make_algorithm
 from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
-from lm_power.decoding import Decoder, FinishedBy
-from lm_power.engine import BatchShape, Counters, Engine, StopStrings
+from lm_power.decoding import FinishedBy
+from lm_power.engine import BatchShape, StopStrings
 from lm_power.engine.attention import prefer_spans
 from lm_power.engine.device import default_device
-from lm_power.engine.fallback import tried_backend
 from lm_power.engine.halving import halving
-from lm_power.engine.memory import rows_that_fit
-from lm_power.engine.paired import AnyBackend, PairedBackend
-from lm_power.fingerprint import fingerprint
+from lm_power.host import Host, LocalHost
 from lm_power.jobs import ActiveJob, Job
 from lm_power.progress import Progress, progress_bar
-from lm_power.remote.decoder import Traffic
 from lm_power.remote.server import Server
 from lm_power.scheduler import Scheduler
 
@@ -34,7 +31,7 @@ class PowerSampler:
     """Draws completions of a causal LM from p(x)^alpha, and from its relatives.
 
     Args:
-        model: transformers causal LM (or a PEFT model around one), or a `Server` (see `from_server`).
+        model: transformers causal LM (or a PEFT model around one), or another `Host` (see `from_server`).
         tokenizer: its tokenizer; None if prompts are token ids and texts are not wanted.
         max_rows: completions decoded side by side, or "auto" for as many as fit.
         eos_token_ids: tokens that end a completion; default: those of the model's generation config (or
@@ -58,7 +55,7 @@ class PowerSampler:
 
     def __init__(
         self,
-        model: PreTrainedModel | Server,
+        model: PreTrainedModel | Host,
         tokenizer: PreTrainedTokenizerBase | None,
         max_rows: int | Literal["auto"] = 64,
         eos_token_ids: Sequence[int] | None = None,
@@ -67,37 +64,27 @@ class PowerSampler:
         batch_shape: BatchShape = "shrinking",
         proposer: PreTrainedModel | None = None,
     ) -> None:
-        check_batch_shape(batch_shape)
-        self.batch_shape = batch_shape
         if max_rows != "auto" and (isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1):
             raise OptionError(f"max_rows={max_rows!r}: must be a whole number >= 1, or 'auto'")
-        self.tokenizer, self.max_rows = tokenizer, max_rows
+        self.host: Host
+        if isinstance(model, torch.nn.Module):
+            self.host = LocalHost(
+                model,
+                tokenizer,
+                eos_token_ids=eos_token_ids,
+                cuda_graphs=cuda_graphs,
+                torch_compile=torch_compile,
+                batch_shape=batch_shape,
+                proposer=proposer,
+            )
+        elif proposer is not None:
+            raise OptionError("proposer with a model elsewhere: log q needs a second model there, and there is one")
+        else:
+            self.host = model
+        self.batch_shape, self.max_rows = batch_shape, max_rows
+        self.tokenizer, self.eos_ids = tokenizer, self.host.eos_ids
+        self.counters = self.host.counters()
         self._fitted: int | None = None  # rows · positions that were left when memory last ran out
-        self.backend: AnyBackend | Server
-        self.counters: Counters
-        if proposer is not None and (torch_compile or isinstance(model, Server)):
-            raise OptionError(
-                "torch_compile=True with proposals from another model: is not tried; leave it out"
-                if torch_compile
-                else "proposer with a server: log q has to be known for every token, and a server runs one model"
-            )
-        if isinstance(model, Server):
-            self.backend, self.counters, self.eos_ids = model, Traffic(), model.eos_ids
-            return
-        model.eval()
-        found = find_eos_ids(model, tokenizer) if eos_token_ids is None else eos_token_ids
-        if proposer is not None:
-            proposer.eval()
-        self.backend = tried_backend(model, cuda_graphs=cuda_graphs, torch_compile=torch_compile, proposer=proposer)
-        self.counters = Counters()
-        self.eos_ids = tuple(sorted(set(found)))
-        outside = [token for token in self.eos_ids if not 0 <= token < self.backend.vocabulary]
-        if not self.eos_ids or outside:
-            what = f"ids {outside} lie outside the vocabulary" if outside else "none is known"
-            raise OptionError(
-                f"the model's EOS token: {what}; completions of variable length need one: set "
-                "model.generation_config.eos_token_id, or pass eos_token_ids"
-            )
 
     @classmethod
     def from_pretrained(
@@ -181,25 +168,36 @@ class PowerSampler:
         server = Server.connect(base_url, model, tokenizer, top_logprobs=top_logprobs, **options)
         return cls(server, server.tokenizer, max_rows=max_rows)
 
+    @classmethod
+    def from_vllm(cls, model: str, *, max_rows: int = 64, **options: Any) -> PowerSampler:
+        """A sampler for a model that vLLM loads into this process.
+
+        Args:
+            model: hub id or folder.
+            max_rows: completions drawn side by side, at most.
+            options: those of `lm_power.remote.vllm_engine.load`, such as `top_logprobs` and `lora_local_path`, and
+                those of vLLM's `LLM`, such as `tensor_parallel_size` and `quantization`.
+
+        Raises:
+            OptionError: a wrong option, or vLLM is not installed.
+        """
+        from lm_power.remote.vllm_engine import load
+
+        server = load(model, **options)
+        return cls(server, server.tokenizer, max_rows=max_rows)
+
     def resolved(self, config: SamplerConfig) -> SamplerConfig:
         """The options as they decide here: what depends on the engine is filled in.
 
         Raises:
             OptionError: the engine cannot honour them.
         """
-        if isinstance(self.backend, Server):
-            return self.backend.resolved(config)
-        return reaching_all(config.with_foreign_proposals() if self.backend.foreign else config)
+        return self.host.resolved(config)
 
     @property
     def engine_options(self) -> dict[str, Any]:
         """What of the engine's options decides a completion, for keys."""
-        if isinstance(self.backend, Server):
-            return self.backend.deciding
-        options = {} if self.backend.cache_dtype is None else {"cache_dtype": self.backend.cache_dtype}
-        if isinstance(self.backend, PairedBackend):
-            options["proposal_weights"] = fingerprint(self.backend.proposer.model)
-        return options
+        return dict(self.host.relevant_options)
 
     def generate(
         self,
@@ -275,12 +273,12 @@ class PowerSampler:
             OptionError: as `generate`.
         """
         config = self.resolved(config)
-        vocabulary = self.backend.vocabulary or 0
+        vocabulary = self.host.vocabulary or 0
         stops = StopStrings(self.tokenizer, [stop] if isinstance(stop, str) else list(stop), vocabulary)
         for job in jobs:
             self.check_prompt(job.prompt_ids, config.max_new_tokens)
         if algorithm is None:
-            algorithm = make_algorithm(config, foreign=isinstance(self.backend, PairedBackend))
+            algorithm = make_algorithm(config, foreign=self.host.foreign)
         return self._run(jobs, config, algorithm, stops, rows, progress)
 
     def check_prompt(self, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
@@ -288,11 +286,11 @@ class PowerSampler:
         shown = f"prompt of {len(prompt_ids)} tokens"
         if not prompt_ids:
             raise OptionError("empty prompt: must have at least one token; begin with the BOS token")
-        size = self.backend.vocabulary
+        size = self.host.vocabulary
         if size is not None and not (min(prompt_ids) >= 0 and max(prompt_ids) < size):
             wrong = next(token for token in prompt_ids if not 0 <= token < size)
             raise OptionError(f"{shown}: id {wrong} lies outside the vocabulary of {size}; is it this model's?")
-        limit = self.backend.max_positions
+        limit = self.host.max_positions
         if limit is not None and len(prompt_ids) + max_new_tokens > limit:
             raise OptionError(
                 f"{shown}: with max_new_tokens={max_new_tokens} it exceeds the model's {limit} positions; "
@@ -309,9 +307,7 @@ class PowerSampler:
         """
         algorithm = algorithm or make_algorithm(config)
         if self.max_rows == "auto":
-            assert not isinstance(self.backend, Server)
-            rewound = config.max_new_tokens if algorithm.rewinds else 0
-            most = rows_that_fit(self.backend, positions, rewound)
+            most = self.host.rows_that_fit(positions, config.max_new_tokens if algorithm.rewinds else 0)
         else:
             most = self.max_rows
         if self._fitted is not None:
@@ -340,7 +336,7 @@ class PowerSampler:
             def attempt(rows_left: int) -> Iterator[ActiveJob]:
                 if rows_left < rows:
                     self._fitted = rows_left * positions
-                with self._decoder(config, algorithm, rows_left, longest, stops) as decoder:
+                with self.host.decoder(config, rows_left, longest, stops, self.counters, algorithm.measures) as decoder:
                     yield from scheduler.finished(decoder)
 
             for job in halving(attempt, rows):
@@ -350,26 +346,6 @@ class PowerSampler:
                 companions = [self._completion(path, stops) for path in result.companions]
                 completion = self._completion(result.path, stops, stats, job.all_steps(), companions)
                 yield job.index, completion
-
-    def _decoder(
-        self, config: SamplerConfig, algorithm: Algorithm[Any], rows: int, longest: int, stops: StopStrings
-    ) -> contextlib.AbstractContextManager[Decoder]:
-        """What decodes, on so many rows, for prompts of at most `longest` tokens."""
-        if isinstance(self.backend, Server):
-            assert isinstance(self.counters, Traffic)
-            return self.backend.decoder(config, rows, stops, self.counters, algorithm.measures)
-        engine = Engine(
-            self.backend,
-            rows,
-            longest,
-            config.max_new_tokens,
-            self.eos_ids,
-            stops,
-            counters=self.counters,
-            measures=algorithm.measures,
-            batch_shape=self.batch_shape,
-        )
-        return contextlib.nullcontext(engine)
 
     def _completion(
         self,
@@ -396,33 +372,3 @@ class PowerSampler:
             steps=steps,
             companions=companions,
         )
-
-
-def check_batch_shape(batch_shape: object) -> None:
-    """Raise `OptionError` for what is no `BatchShape`."""
-    shapes = get_args(BatchShape)
-    if batch_shape not in shapes:
-        raise OptionError(f"batch_shape={batch_shape!r}: must be {' or '.join(shapes)}")
-
-
-def reaching_all(config: SamplerConfig) -> SamplerConfig:
-    """The same options, for an engine whose proposals reach every token. Raises `OptionError` for `explore`."""
-    if config.explore is not None:
-        raise OptionError(
-            f"explore={config.explore:g}: is for models on a server, whose proposals reach a part of the tokens; here "
-            "they reach all: leave it out"
-        )
-    return config
-
-
-def find_eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """EOS ids of the generation config, else of the config; and the tokenizer's.
-
-    Nothing else of a checkpoint's generation config (temperature, top-k …) has any effect here.
-    """
-    holders = [getattr(model, "generation_config", None), model.config, model.config.get_text_config()]
-    listed: int | list[int] = next((ids for h in holders if (ids := getattr(h, "eos_token_id", None)) is not None), [])
-    found = [listed] if isinstance(listed, int) else list(listed)
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        found.append(tokenizer.eos_token_id)
-    return found

@@ -1,4 +1,4 @@
-"""Completions on disk, one JSON object a line: resume, teacher data and reports read the same files."""
+"""Completions on disk, one JSON object per line: resume, teacher data and reports read the same files."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class Provenance:
     engine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
-        """The deciding options, as the `config` field of a line records them; what does nothing is left out."""
+        """The options that decide a completion, as the `config` field of a line records them."""
         ends = {"stop": sorted(set(self.stop)), "eos_ids": sorted(set(self.eos_ids))}
-        return {**self.config.deciding(), **ends, **self.engine}
+        return {**self.config.relevant_options(), **ends, **self.engine}
 
     def key(self, prompt_ids: Sequence[int], repeat: int) -> str:
         """32 hex digits that name one completion: equal keys, equal completions."""
@@ -83,7 +83,7 @@ class Provenance:
 
 
 class CompletionStore:
-    """A folder of append-only `*.jsonl` files, one a process; open it with `with`.
+    """A folder of append-only `*.jsonl` files, one per process; open it with `with`.
 
     A thread of its own writes each completion as a line as soon as it is finished, so that decoding does not wait
     for the disk: what is killed loses at most the completions that were not yet written. It writes under a lock of
@@ -114,10 +114,10 @@ class CompletionStore:
                 torn = self._read_new()
                 for path, size in torn.items():
                     os.truncate(path, self._read_up_to[path].start)
-                    logger.warning("%s: dropped a torn last line of %d bytes", path, size)
+                    logger.warning("%s: removed an incomplete last line of %d bytes", path, size)
         except OSError as error:
             raise StoreError(
-                f"completions={self.folder}: cannot be written ({error.strerror}); name a folder that can"
+                f"completions={self.folder}: cannot be written ({error.strerror}); name a folder that can be"
             ) from error
 
     def __len__(self) -> int:
@@ -141,9 +141,9 @@ class CompletionStore:
                 file.seek(place.start)
                 record = _parse(file.readline(), where)
         except OSError as error:
-            raise StoreError(f"{where}: cannot be read any more ({error.strerror})") from error
+            raise StoreError(f"{where}: can no longer be read ({error.strerror})") from error
         if record["key"] != key:
-            raise StoreError(f"{where}: has been changed while this run goes on; start it again")
+            raise StoreError(f"{where}: was changed while this run was using it; start the same command again")
         return Completion.from_record(record)
 
     def add(
@@ -196,7 +196,7 @@ class CompletionStore:
             if error is None:
                 raise
             unwritten = 1 + sum(write.exception() is not None for write in self._writes)
-            logger.error("%s; %d completions are not written", failure, unwritten)
+            logger.error("%s; %d completions were not written", failure, unwritten)
 
     def _write(
         self, prompt: str, prompt_ids: tuple[int, ...], repeat: int, source: Provenance, completion: Completion
@@ -221,7 +221,7 @@ class CompletionStore:
         except OSError as error:
             raise StoreError(
                 f"completions={self.folder}: writing failed ({error.strerror}); the {len(self._places)} completions "
-                "stored so far are whole: make room and start the same command again"
+                "stored so far are complete: free some space and start the same command again"
             ) from error
 
     def _read_new(self) -> dict[Path, int]:
@@ -290,7 +290,7 @@ def read_store_file(path: str | Path) -> Iterator[Record]:
     for _, record in lines:
         yield record
     if lines.torn:
-        logger.warning("%s: left out a last line that is not whole (%d bytes)", path, lines.torn)
+        logger.warning("%s: left out an incomplete last line (%d bytes)", path, lines.torn)
 
 
 class _Place(NamedTuple):

@@ -47,7 +47,7 @@ def test_evaluated_is_what_was_trained(base: str, kind: str, tmp_path) -> None:
     evaluated = power_hf(base, tmp_path)
     torch.testing.assert_close(logits(evaluated.model), expected, atol=1e-5, rtol=0)
     sampler = PowerSampler.from_pretrained(base, device="cpu", dtype="float32", peft=str(tmp_path))
-    torch.testing.assert_close(logits(sampler.backend.model), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(sampler.host.backend.model), expected, atol=1e-5, rtol=0)
     assert evaluated.model_name == f"{base}+peft={tmp_path}@{fingerprint(trained)}"
     assert not evaluated.model.training
     assert evaluated.get_model_info()["power_sampler"]["model"] == evaluated.model_name

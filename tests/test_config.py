@@ -185,7 +185,7 @@ def test_deciding_options_and_no_others_are_in_the_key(method: str, name: str) -
     everywhere = {"max_new_tokens", "seed", "prefetch"}
     if name not in OWN[method] | everywhere:
         if name == "alpha" and method in ("power_inf", "temperature"):  # sets the default of another option alone
-            assert base.replace(alpha=2).deciding() == base.deciding()
+            assert base.replace(alpha=2).relevant_options() == base.relevant_options()
             return
         with pytest.raises(
             OptionError,
@@ -193,7 +193,7 @@ def test_deciding_options_and_no_others_are_in_the_key(method: str, name: str) -
         ):
             base.replace(**{name: CHANGES[name][1]}, **NEEDED.get(name, {}))
         return
-    one, other = (base.replace(**{name: value}, **NEEDED.get(name, {})).deciding() for value in CHANGES[name])
+    one, other = (base.replace(**{name: value}, **NEEDED.get(name, {})).relevant_options() for value in CHANGES[name])
     assert (one != other) is (name not in COST_ONLY)
     assert one["method"] == method
     idle = {"final_steps", "cut", "cut_share", "cut_power", "explore"}  # left out where they do nothing
@@ -240,7 +240,7 @@ def test_a_default_and_its_explicit_value_share_a_key() -> None:
     """Guards against completions computed again because 1/alpha was written out."""
     for method in ("power", "power_inf", "rejection", "sps", "temperature"):
         explicit = SamplerConfig(method=method, alpha=4, proposal_temperature=0.25)
-        assert explicit.deciding() == SamplerConfig(method=method).deciding()
+        assert explicit.relevant_options() == SamplerConfig(method=method).relevant_options()
 
 
 def test_every_option_has_a_help_line_and_a_place_here() -> None:

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from engine.test_halving import Failures, failing
 from models import make_model
-from test_halving import Failures, failing
 from test_law import EOS_IDS, FALSE_ALARM, FLAT_SEED, LONGEST, completions_of, enumerable, p_value, tiny_model
 from toy import ancestral_law, law_of_schedule, power_law
 

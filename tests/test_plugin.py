@@ -322,7 +322,7 @@ def test_startup_cost(tmp_path):
 
     Where a bare start-up is slow too (it took 12 ms on the machine of the claim), a quarter of it.
     """
-    script = REPOSITORY / "examples" / "measure_startup.py"
+    script = REPOSITORY / "examples" / "benchmark" / "measure_startup.py"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     table = subprocess.run(
         [sys.executable, script, "--runs", "30"], env=environment, check=True, capture_output=True, text=True

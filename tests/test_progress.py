@@ -10,8 +10,8 @@ import pytest
 from models import EOS, make_model
 from test_scheduler import LONGEST, FakeChain, FakeEngine, final_length
 
+import lm_power.host
 import lm_power.progress
-import lm_power.sampler
 from lm_power import PowerSampler
 from lm_power.chains import Info, Step, Stream
 from lm_power.config import SamplerConfig
@@ -136,7 +136,7 @@ def test_the_time_left_of_a_real_run(monkeypatch, method):
     clock = Clock()
     made: list[tuple[float, float]] = []
 
-    class Timed(lm_power.sampler.Engine):
+    class Timed(lm_power.host.Engine):
         def step(self):
             clock.now += 0.01
             left = progress.seconds_left()
@@ -144,7 +144,7 @@ def test_the_time_left_of_a_real_run(monkeypatch, method):
                 made.append((clock.now, left))
             return super().step()
 
-    monkeypatch.setattr(lm_power.sampler, "Engine", Timed)
+    monkeypatch.setattr(lm_power.host, "Engine", Timed)
     monkeypatch.setattr(lm_power.progress, "LIVE_EVERY", 0.2)
     sampler = PowerSampler(make_model("qwen2"), None, max_rows=4, eos_token_ids=(EOS,))
     jobs = [Job((5, 7, index)) for index in range(24)]

@@ -43,6 +43,7 @@ def arrows() -> dict[str, set[str]]:
 
 
 ARROWS = arrows()
+OURS = {path.name.removesuffix(".py") for path in (ROOT / "lm_power").iterdir()}
 
 
 def test_imports_point_one_way() -> None:
@@ -52,11 +53,15 @@ def test_imports_point_one_way() -> None:
 
 
 def test_only_the_rooms_that_speak_to_lm_eval_import_it() -> None:
-    assert {room for room, targets in ARROWS.items() if "lm_eval" in targets} <= {"harness", "plugin", "remote"}
+    assert {room for room, targets in ARROWS.items() if "lm_eval" in targets} == {"harness", "plugin"}
 
 
 def test_nothing_in_lm_power_imports_the_trainer() -> None:
     assert "distill" not in set().union(*ARROWS.values())
+
+
+def test_the_trainer_and_the_data_sets_know_nothing_of_lm_eval() -> None:
+    assert "harness" not in ARROWS["distill"] | ARROWS["data"]
 
 
 def test_algorithms_know_no_model_and_engines_no_algorithm() -> None:
@@ -67,8 +72,11 @@ def test_algorithms_know_no_model_and_engines_no_algorithm() -> None:
 
 def test_the_oracle_stands_alone() -> None:
     """`theory` computes what the samplers should: nothing of theirs may enter."""
-    ours = {path.name.removesuffix(".py") for path in (ROOT / "lm_power").iterdir()}
-    assert ARROWS["theory"].isdisjoint({*ours, "torch", "transformers"})
+    assert ARROWS["theory"].isdisjoint({*OURS, "torch", "transformers"})
+
+
+def test_estimators_know_plain_numbers_only() -> None:
+    assert ARROWS["stats"].isdisjoint({*OURS, "torch", "transformers"})
 
 
 def test_only_commands_import_the_command_line() -> None:

@@ -43,7 +43,7 @@ def test_completions_come_by_prompt_and_repeat_with_all_their_fields(sampler):
         for c in completions:
             assert isinstance(c, str) and c.text == c and type(c.text) is str
             assert 1 <= len(c.token_ids) == len(c.log_probs) <= 12
-            assert c.log_probs == pytest.approx(log_probs(sampler.backend.model, ids, c.token_ids), abs=1e-4)
+            assert c.log_probs == pytest.approx(log_probs(sampler.host.backend.model, ids, c.token_ids), abs=1e-4)
             assert c.self_reward == pytest.approx(sum(c.log_probs) / len(c.log_probs))
             assert (c.finish_reason == "eos") == (c.token_ids[-1] in (EOS, 40, 50))
             assert c.finish_reason == "eos" or len(c.token_ids) == 12
@@ -127,7 +127,7 @@ def folder(tmp_path_factory) -> str:
 def test_from_pretrained_loads_a_folder_and_no_sampling_defaults(folder):
     """Guards: temperature, top-k or penalties of generation_config.json in the law; EOS ids not found."""
     loaded = PowerSampler.from_pretrained(folder, device="cpu", dtype="float32", max_rows=4)
-    assert loaded.backend.model.generation_config.top_k == 1, "the checkpoint does try"
+    assert loaded.host.backend.model.generation_config.top_k == 1, "the checkpoint does try"
     assert loaded.eos_ids == (EOS,)
     plain = PowerSampler(make_model("mistral"), words(), max_rows=4)
     for method in ("standard", "power"):
@@ -140,8 +140,8 @@ def test_from_pretrained_loads_a_folder_and_no_sampling_defaults(folder):
 def test_from_pretrained_takes_dtype_device_map_and_attention(folder):
     """Guards: options of transformers dropped on the way."""
     loaded = PowerSampler.from_pretrained(folder, dtype="bfloat16", device_map={"": "cpu"}, attn_implementation="eager")
-    assert loaded.backend.shapes[0].dtype is torch.bfloat16
-    assert loaded.backend.config._attn_implementation == "eager"
+    assert loaded.host.backend.shapes[0].dtype is torch.bfloat16
+    assert loaded.host.backend.config._attn_implementation == "eager"
     assert loaded.generate(["w5"], **OPTIONS)[0][0].token_ids
 
 
@@ -194,7 +194,7 @@ BAD_PROMPTS = [
 @pytest.fixture
 def no_decoding(sampler, monkeypatch):
     """Any forward pass fails the test."""
-    monkeypatch.setattr(sampler.backend, "forward", lambda *_: pytest.fail("something was decoded"))
+    monkeypatch.setattr(sampler.host.backend, "forward", lambda *_: pytest.fail("something was decoded"))
 
 
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)

@@ -110,9 +110,11 @@ EXACT = {"early_rejection", "prefetch"}  # which change no completion
 def test_the_key_covers_what_decides(tmp_path):
     """Guards against taking one completion for another: every option, stop, EOS, model, prompt, repeat.
 
-    That every option of every method has its place in `SamplerConfig.deciding` is shown where that is tested.
+    That every option of every method has its place in `SamplerConfig.relevant_options` is shown where that is tested.
     """
-    assert {*CHANGES, "cut_share", "cut_power"} - {"method", "max_new_tokens", "seed"} == {*METHODS["power"].deciding}
+    assert {*CHANGES, "cut_share", "cut_power"} - {"method", "max_new_tokens", "seed"} == {
+        *METHODS["power"].relevant_options
+    }
     others = [dataclasses.replace(SOURCE, config=SOURCE.config.replace(**{n: v})) for n, v in CHANGES.items()]
     others += [
         dataclasses.replace(SOURCE, stop=("\n\n",)),
@@ -167,7 +169,7 @@ def test_a_torn_last_line_is_dropped_and_cut_off(tmp_path, caplog):
     path.write_bytes(whole + whole[:50])
     with CompletionStore(tmp_path, MODEL) as store:
         assert len(store) == 2
-        assert "torn last line of 50 bytes" in caplog.text and str(path) in caplog.text
+        assert "incomplete last line of 50 bytes" in caplog.text and str(path) in caplog.text
         store.add("p", [1, 2], 2, SOURCE, COMPLETION)
     assert path.read_bytes() == whole
     assert len([json.loads(line) for line in lines(tmp_path)]) == 3
@@ -181,7 +183,7 @@ def test_readers_change_nothing(tmp_path, caplog):
     path.write_bytes(torn)
     assert [record["repeat"] for record in read_store(tmp_path)] == [0]
     assert path.read_bytes() == torn
-    assert "not whole" in caplog.text
+    assert "an incomplete last line" in caplog.text
 
 
 def test_the_line_of_a_live_writer_is_not_cut(tmp_path):
@@ -268,7 +270,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 WRITER = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).with_name("support"))]!r}
 from test_store import *
 """
 
@@ -306,7 +308,7 @@ def test_full_disk(tmp_path):
     assert process.returncode == 0, err
     kept = int(out.split()[0])
     assert kept >= 2
-    assert f"writing failed (File too large); the {kept} completions stored so far are whole: make room" in out
+    assert f"writing failed (File too large); the {kept} completions stored so far are complete: free some space" in out
     assert [json.loads(line)["repeat"] for line in lines(tmp_path)] == [*range(kept), 8]
     fill(tmp_path, *range(9))
     assert sorted(json.loads(line)["repeat"] for line in lines(tmp_path)) == list(range(9))
@@ -347,7 +349,7 @@ def test_datasets_can_load_a_store(tmp_path, monkeypatch):
 
 
 def test_fingerprint_tells_models_apart():
-    """Guards the fingerprint: any weight, dtype or law-deciding setting counts; where a model lies does not."""
+    """Guards the fingerprint: any weight, dtype or setting that changes the distribution counts; where a model lies does not."""
     from models import make_model
 
     base = fingerprint(make_model("qwen2"))
@@ -454,7 +456,7 @@ def test_an_error_of_the_writer_reaches_the_run(tmp_path, caplog):
             store.add("p", [1, 2], 0, SOURCE, COMPLETION)
             store.add("p", [1, 2], 1, SOURCE, COMPLETION)
             raise ValueError("the run's own")
-        assert "No space left" in caplog.text and "2 completions are not written" in caplog.text
+        assert "No space left" in caplog.text and "2 completions were not written" in caplog.text
     fill(tmp_path, 0)
     assert len(lines(tmp_path)) == 1
 
@@ -514,10 +516,10 @@ def test_a_line_that_is_gone_or_another_is_named(tmp_path):
     (path,) = files(tmp_path)
     first, second = lines(tmp_path)
     path.write_bytes(second + first)
-    with pytest.raises(StoreError, match=f"{path.name}:1: has been changed while this run goes on"):
+    with pytest.raises(StoreError, match=f"{path.name}:1: was changed while this run was using it"):
         store.get(SOURCE.key([1, 2], 0))
     path.unlink()
-    with pytest.raises(StoreError, match=f"{path.name}:1: cannot be read any more"):
+    with pytest.raises(StoreError, match=f"{path.name}:1: can no longer be read"):
         store.get(SOURCE.key([1, 2], 0))
 
 

@@ -8,14 +8,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from engine.test_halving import Failures, failing
 from foreign_adapters import make_adapter
 from harness.tiny_lm import save_model
 from models import make_model, student_of
-from test_halving import Failures, failing
 from test_law import EOS_IDS, FALSE_ALARM, FLAT_SEED, LONGEST, PROMPT, ROWS, enumerable, p_value, tiny_model
 from toy import ancestral_law, power_law, total_variation, transition_matrix
 
-import lm_power.sampler
+import lm_power.host
 from lm_power import OptionError, PowerSampler
 from lm_power.chains import METHODS, BlockwiseMetropolis, make_algorithm
 from lm_power.config import SamplerConfig
@@ -92,7 +92,7 @@ def test_the_same_completions_when_memory_runs_out(monkeypatch) -> None:
     options = {"mcmc_steps": 4, "block_size": 5}
     sampler = PowerSampler(base, None, max_rows=6, eos_token_ids=range(6), proposer=student_of(base))
     expected = outcome(sampler, **options)
-    monkeypatch.setattr(lm_power.sampler, "Engine", failing(Failures({"step": {9, 30}, "submit": {9}})))
+    monkeypatch.setattr(lm_power.host, "Engine", failing(Failures({"step": {9, 30}, "submit": {9}})))
     assert outcome(sampler, **options) == expected
 
 
@@ -116,14 +116,16 @@ def test_from_pretrained_puts_each_adapter_on_a_model_of_its_own(folders, peft) 
         folders["base"], dtype="float64", peft=peft and folders[peft], proposal_peft=folders["student"]
     )
     alone = {
-        name: PowerSampler.from_pretrained(folders["base"], dtype="float64", peft=name and folders[name]).backend.model
+        name: PowerSampler.from_pretrained(
+            folders["base"], dtype="float64", peft=name and folders[name]
+        ).host.backend.model
         for name in (peft, "student")
     }
     x = torch.tensor([[1, 5, 9, 4]])
     with torch.inference_mode():
-        for model, name in zip(sampler.backend.models, (peft, "student"), strict=True):
+        for model, name in zip(sampler.host.backend.models, (peft, "student"), strict=True):
             torch.testing.assert_close(model.model(x).logits, alone[name](x).logits, atol=1e-12, rtol=0)
-    target, proposer = ({p.data_ptr() for p in model.model.parameters()} for model in sampler.backend.models)
+    target, proposer = ({p.data_ptr() for p in model.model.parameters()} for model in sampler.host.backend.models)
     assert len(target & proposer) >= 20, "the base's weights are shared"
     (drawn,) = sampler.generate(["abc"], n=2, max_new_tokens=8, **OPTIONS)
     for completion in drawn:

@@ -20,9 +20,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lm_power import Completion, PowerSampler, SamplerConfig
-from lm_power.best_of_n import best_of_n, majority_vote
 from lm_power.fingerprint import fingerprint
 from lm_power.jobs import Job
+from lm_power.stats.best_of_n import best_of_n, majority_vote
 from lm_power.store import CompletionStore, Provenance
 from lm_power.tasks.pocket_sums.utils import PROBLEMS, parse_answer
 
@@ -79,7 +79,7 @@ class Drawer:
     def __init__(self, folder: Path, problems: list[dict], sampler: PowerSampler | None = None) -> None:
         self.sampler = sampler or PowerSampler.from_pretrained(str(MODEL), device="cpu", dtype="float32")
         self.folder, self.problems = folder, problems
-        self.model = f"pocket@{fingerprint(self.sampler.backend.model)}"
+        self.model = f"pocket@{fingerprint(self.sampler.host.backend.model)}"
 
     def draw(self, options: dict, repeats: int) -> tuple[list[list[Completion]], np.ndarray]:
         """(completions[problem][repeat]; wall-clock and CPU seconds for all of them, over all sessions)."""

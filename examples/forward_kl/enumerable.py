@@ -89,7 +89,7 @@ def draw(sampler: PowerSampler, n: int, seed: int, store: Path | None = None, **
     config = SamplerConfig(**options, seed=seed, max_new_tokens=LONGEST)
     drawn = dict(sampler.sample([Job(PROMPT_IDS, repeat) for repeat in range(n)], config))
     if store is not None:
-        source = Provenance(f"base@{fingerprint(sampler.backend.model)}", config, (), sampler.eos_ids)
+        source = Provenance(f"base@{fingerprint(sampler.host.backend.model)}", config, (), sampler.eos_ids)
         with CompletionStore(store, source.model) as lines:
             for repeat, completion in sorted(drawn.items()):
                 lines.add(PROMPT, PROMPT_IDS, repeat, source, completion)

@@ -140,7 +140,7 @@ def training_texts(
 
 
 def main() -> None:
-    """Print problems, one JSON object a line: `prompt`, `answer`."""
+    """Print problems, one JSON object per line: `prompt`, `answer`."""
     parser = argparse.ArgumentParser(description="Print pocket problems as JSON lines.")
     parser.add_argument("--distillation", action="store_true", help="those for distillation, not the held-out ones")
     arguments = parser.parse_args()

@@ -22,6 +22,7 @@ import numpy as np
 from problems import Problem, held_out_problems
 
 from lm_power import PowerSampler
+from lm_power.forecast.estimates import reweight
 from lm_power.probe.estimates import SlopeAndCovariance, slope_and_covariance
 
 MODEL = Path(__file__).parent / "model"
@@ -54,9 +55,8 @@ def draw(sampler: PowerSampler, problems: Sequence[Problem], alpha: float, n: in
 
 def reweighted_accuracy(plain: Draws, alpha: float) -> np.ndarray:
     """Each problem's E_π[r] from plain draws, `Σ r p^(alpha−1) / Σ p^(alpha−1)`: [problems]."""
-    exponent = (alpha - 1) * plain.log_prob
-    weight = np.exp(exponent - exponent.max(axis=1, keepdims=True))
-    return (weight * plain.correct).sum(axis=1) / weight.sum(axis=1)
+    pairs = zip(plain.correct, plain.log_prob, strict=True)
+    return np.array([reweight(correct, log_prob, [alpha]).mean[0] for correct, log_prob in pairs])
 
 
 def measure(draws: Sequence[Draws]) -> SlopeAndCovariance:

@@ -1,4 +1,4 @@
-"""Estimates from seeded draws, for the one figure that is not exact."""
+"""Estimates from seeded draws, for the figures that are not exact."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ SIZES = (30, 100, 300, 1000, 3000)
 
 
 def weight_estimates(
-    law: ZipfLaw, alpha: float, proposal_temperature: float, seed: int, sizes: tuple[int, ...] = SIZES
+    log_q: np.ndarray, log_weights: np.ndarray, seed: int, sizes: tuple[int, ...] = SIZES
 ) -> theory.WeightMoments:
-    """Moments of the weights of N first tokens drawn from the proposal; fields are [sizes, REPEATS]."""
+    """Moments of the weights of N first tokens drawn from a proposal q; fields are [sizes, REPEATS].
+
+    Args:
+        log_q: [candidates] nats.
+        log_weights: [candidates] nats.
+        seed: of the draws.
+        sizes: each N.
+    """
     rng = np.random.default_rng(seed)
-    proposal, log_weights = np.exp(law.tempered(proposal_temperature)), law.log_weights(alpha, proposal_temperature)
+    proposal = np.exp(log_q)
     rows = []
     for size in sizes:
-        drawn = rng.choice(law.candidates, size=(REPEATS, size), p=proposal / proposal.sum())
+        drawn = rng.choice(len(proposal), size=(REPEATS, size), p=proposal / proposal.sum())
         rows.append(theory.weight_moments(log_weights[drawn], np.full(size, -np.log(size))))
     return theory.WeightMoments(
         *(np.stack([getattr(row, field) for row in rows]) for field in ("log_mean", "cv", "ess_fraction"))

@@ -86,6 +86,31 @@ class ZipfLaw:
         log_weights = self.log_weights(alpha, proposal_temperature, suffixes)
         return theory.weight_moments(log_weights, self.tempered(proposal_temperature))
 
+    def power_by_sequences(self, alpha: float) -> np.ndarray:
+        """[candidates] nats: `power` without any entropy, by summing p(sequence)^α over the suffixes of each token."""
+        sharp = theory.power_law(self.joint, alpha).reshape(self.candidates, self.suffixes)
+        return np.logaddexp.reduce(sharp, axis=1)
+
+    def proposals(self, alpha: float) -> dict[str, np.ndarray]:
+        """Four one-step proposals for the first token, [candidates] nats each; the last is optimal (Prop. 2)."""
+        return {
+            "base p": self.log_p,
+            "token-wise, τ = 1/α": self.tempered(1 / alpha),
+            "uniform": np.full(self.candidates, -np.log(self.candidates)),
+            "optimal": self.power(alpha),
+        }
+
+    def proposal_weights(self, alpha: float) -> dict[str, np.ndarray]:
+        """[candidates] nats: log incremental weights of `proposals`, with what follows each token in them."""
+        return {
+            name: theory.incremental_log_weights(self.log_p, log_q, alpha, self.entropies(alpha))
+            for name, log_q in self.proposals(alpha).items()
+        }
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The places of every unordered pair of tokens, the likelier one first: two arrays [K (K − 1) / 2]."""
+        return np.triu_indices(self.candidates, 1)
+
     @functools.cached_property
     def joint(self) -> np.ndarray:
         """[candidates · suffixes] nats: log p of every sequence, candidate by candidate."""

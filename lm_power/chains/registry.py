@@ -44,7 +44,7 @@ class Method:
     foreign: bool = False
 
     @property
-    def deciding(self) -> tuple[str, ...]:
+    def relevant_options(self) -> tuple[str, ...]:
         """Those of its options that decide which completion is drawn."""
         return tuple(name for name in self.options if name not in (*COST_ONLY, *self.only_default))
 

@@ -16,13 +16,14 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
+from lm_power import cpu
 from lm_power.doctor import machine
 from lm_power.doctor.command import PARTS
 from lm_power.engine.attention import check_kernel
 from lm_power.engine.backend import HFBackend
 from lm_power.engine.device import default_device
 from lm_power.engine.fallback import try_draw, try_recorded_steps
-from lm_power.engine.memory import free_memory, rows_that_fit, total_memory
+from lm_power.engine.memory import free_memory, total_memory
 
 _GIB = 2**30
 _PROMPT = "Question: what is seventeen times twenty-three? Think step by step.\nAnswer:"
@@ -222,11 +223,11 @@ def _bfloat16(setting: Setting) -> Finding:
     seen = f"a product takes 1/{ratio:.1f} of its time in float32" if ratio >= 1 else f"is {1 / ratio:.1f} times slower"
     if setting.device.type == "cuda":
         return Finding("bfloat16", "works", seen)
-    units = machine.bfloat16_units()
+    units = cpu.bfloat16_units()
     if units is not None:
         return Finding("bfloat16", "works", f"{seen}; this CPU has {units}, so it is not emulated", "dtype=bfloat16")
     remedy = "dtype=float32, if memory allows" if ratio < 1.1 else ""
-    if not machine.cpuinfo():
+    if not cpu.cpuinfo():
         return Finding("bfloat16", "works", f"{seen}; this system does not tell whether it is emulated", remedy)
     return Finding("bfloat16", "works", f"{seen}; this CPU has neither AMX nor AVX512-BF16, and emulates it", remedy)
 
@@ -288,19 +289,21 @@ def _optional(name: str, setting: Setting) -> Finding:
 
 
 def _model(setting: Setting) -> Finding:
+    from lm_power.host import LocalHost
     from lm_power.sampler import PowerSampler
 
     assert setting.model is not None
     sampler = PowerSampler.from_pretrained(
         setting.model, device=str(setting.device), dtype=setting.dtype, max_rows="auto"
     )
-    backend = sampler.backend
-    assert isinstance(backend, HFBackend)
+    host = sampler.host
+    assert isinstance(host, LocalHost)
+    backend = host.backend
     prompt = sampler.encode(_PROMPT)
     longest = setting.max_new_tokens
     if backend.max_positions is not None:
         longest = max(1, min(longest, backend.max_positions - len(prompt)))
-    fit = rows_that_fit(backend, len(prompt) + longest, longest)
+    fit = host.rows_that_fit(len(prompt) + longest, longest)
     rows = min(fit, 16)
     before, started = sampler.counters.decoded, time.perf_counter()
     sampler.generate([prompt], n=rows, method="standard", max_new_tokens=min(24, longest))
@@ -310,7 +313,7 @@ def _model(setting: Setting) -> Finding:
     return Finding(
         "model", "works",
         f"{backend.name} in {dtype} ({how}) is served: {fit} rows of {len(prompt)} + {longest} tokens fit, "
-        f"{rate:.0f} tokens a second with {rows} of them",
+        f"{rate:.0f} tokens per second with {rows} of them",
         f"batch_size=auto, or at most {fit}",
     )  # fmt: skip
 

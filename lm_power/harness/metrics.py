@@ -27,9 +27,10 @@ from functools import cache
 from numbers import Real
 from typing import Any
 
-from lm_power.best_of_n import best_of_n, covariance, ks, majority_vote, mean, pass_at_k
 from lm_power.completion import Stats, Steps
 from lm_power.logs.samples import LOG_KEY
+from lm_power.stats.best_of_n import best_of_n, ks, majority_vote, pass_at_k
+from lm_power.stats.means import covariance, mean
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ HIGHER_IS_BETTER: dict[str, bool | None] = {
 
 
 def metric_list(n: int) -> list[dict[str, Any]]:
-    """The `metric_list` of a task with n completions a problem, as its YAML would have it."""
+    """The `metric_list` of a task with n completions per problem, as its YAML would have it."""
     directions = {**HIGHER_IS_BETTER, **({f"pass@{k}": True for k in ks(n)} if n > 1 else {})}
     return [
         {"metric": name, "aggregation": "mean", "higher_is_better": direction} for name, direction in directions.items()
@@ -66,7 +67,7 @@ def real_completions(results: Iterable[Any]) -> list[str]:
     """The completions that lm-eval hands to `process_results`: one flat list, data-parallel padding left out.
 
     Args:
-        results: one entry a request: a completion (filter `take_first`) or a list of them (no filter).
+        results: one entry per request: a completion (filter `take_first`) or a list of them (no filter).
 
     Under several processes lm-eval evens out the ranks with clones of a rank's last request, whose answers
     arrive with that document's own. Our model marks them (`is_padding`); other models' plain strings all
@@ -87,7 +88,7 @@ def completion_metrics(
     Args:
         correct: 1.0 or 0.0 for each completion.
         completions: the texts, in the same order. One that carries its log-probabilities has an attribute
-            `self_reward`, `(1/|x|) Σ_t log p(x_t | x_<t)`, nats a token (Tomihari & Sato 2026), one that
+            `self_reward`, `(1/|x|) Σ_t log p(x_t | x_<t)`, nats per token (Tomihari & Sato 2026), one that
             knows its tokens `token_ids`, and one that knows its cost `stats` (`lm_power.completion`).
         answers: final answer of each completion, None where it has none; without them no majority vote.
         equal: whether two answers are the same.
@@ -112,7 +113,7 @@ def completion_metrics(
     """
     n = len(completions)
     if len(correct) != n or (answers is not None and len(answers) != n):
-        raise ValueError(f"{len(correct)} verdicts for {n} completions: must be one each, and so must answers")
+        raise ValueError(f"{len(correct)} verdicts for {n} completions: must be as many, and so must answers")
     if n == 0:
         raise ValueError("no completions for this document: `repeats` must be at least 1")
     if not all(verdict in (0, 1) for verdict in correct):
@@ -176,7 +177,7 @@ def _evidence_metrics(completions: Sequence[str]) -> dict[str, float]:
 
 
 def self_reward(completion: str) -> float | None:
-    """The completion's own self-reward, nats a token; None where the model gave no finite log-probs."""
+    """The completion's own self-reward, nats per token; None where the model gave no finite log-probs."""
     value = getattr(completion, "self_reward", None)
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
@@ -191,7 +192,7 @@ def log_completions(
 
     lm-eval logs `doc` after `process_results`, and hashes the copy that the request was built from
     (`doc_hash`): a `datasets.Dataset` makes a new dict at each reading, so the hash stays as it was. What
-    is added are lists, one entry a completion, in the order of `resps` (padding left out): numbers, strings,
+    is added are lists, one entry per completion, in the order of `resps` (padding left out): numbers, strings,
     None for what a model does not tell, and for a completion's cost a dict (`lm_power.completion`: the
     fields of `Stats`, and `steps`). Without verdicts (None) there is no `correct`. `drawn` is there where a text is not
     as it was drawn, since a thinking section was taken off (`think_end_token`): the texts as they were drawn.
@@ -256,9 +257,9 @@ def ungraded_results(doc: dict[str, Any], results: Iterable[Any]) -> dict[str, f
     return _self_reward_metrics(None, completions) | _cost_metrics(completions) | _evidence_metrics(completions)
 
 
-@cache  # once a process
+@cache  # once per process
 def _notice_no_self_reward() -> None:
     logger.warning(
-        "this model gives no log-probabilities with its completions: self_reward and the metrics made from it are "
+        "this model gives no log-probabilities with its completions: self_reward and the metrics computed from it are "
         "left out. --model power-hf gives them, with method=standard for ordinary sampling."
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
@@ -116,3 +117,29 @@ def _stop_strings(until: Any) -> tuple[str, ...]:
 def decoding_overruled(generation: Mapping[str, Any]) -> dict[str, Any]:
     """The decoding options in a request that `method` overrules; for one notice to the user."""
     return {name: generation[name] for name in _DECODING_NAMES if name in generation}
+
+
+def token_ids(option: str | int | Sequence[int] | None) -> list[int] | None:
+    """Token ids as a command line gives them: 5, "5/7" or a list. Raises `OptionError`."""
+    if option is None:
+        return None
+    parts = str(option).split("/") if isinstance(option, (str, int)) else [str(part) for part in option]
+    if not parts or not all(part.strip().isdigit() for part in parts):
+        raise OptionError(
+            f"eos_token_ids={option!r}: must be token ids, such as eos_token_ids=2 or eos_token_ids=2/107"
+        )
+    return [int(part) for part in parts]
+
+
+def refuse_several_processes(model: str, raised: str) -> None:
+    """Raise `OptionError` under several processes, for a model that shares its documents among none.
+
+    Args:
+        model: its name.
+        raised: the option that makes one process faster.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError(
+            f"{model} under several processes: each would draw every completion; start one, without `accelerate "
+            f"launch`, and raise {raised}"
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from lm_eval.models.openai_completions import LocalCompletionsAPI
 
 from lm_power.config import LENGTH_NAMES, OptionError, SamplerConfig, check_names
 from lm_power.harness.generation import PowerGeneration
-from lm_power.harness.options import LOADING_OPTIONS, SAMPLER_OPTIONS, store_folder
+from lm_power.harness.options import LOADING_OPTIONS, SAMPLER_OPTIONS, refuse_several_processes, store_folder, token_ids
 from lm_power.identity import Identity
 from lm_power.remote.client import places
 from lm_power.remote.server import Server
@@ -90,11 +89,7 @@ class PowerAPI(PowerGeneration, LocalCompletionsAPI):
                 raise OptionError(f"{name}={seconds!r}: must be a number of seconds > 0")
         if not (add_bos_token is None or isinstance(add_bos_token, bool)):
             raise OptionError(f"add_bos_token={add_bos_token!r}: must be true or false")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise OptionError(
-                "power-api under several processes: each would draw every completion; start one, without `accelerate "
-                "launch`, and raise num_concurrent"
-            )
+        refuse_several_processes("power-api", "num_concurrent")
         self.completions = store_folder({"completions": completions})
         verify = stock.get("ca_cert_path") or stock.get("verify_certificate", True)
         server = Server.connect(
@@ -137,8 +132,8 @@ class PowerAPI(PowerGeneration, LocalCompletionsAPI):
     @functools.cached_property
     def model_name(self) -> str:
         """The model as the store records it: its name, and where the server says that its weights come from."""
-        assert isinstance(self._sampler.backend, Server)
-        return str(Identity(str(self._sampler.backend.card)))
+        assert isinstance(self._sampler.host, Server)
+        return str(Identity(str(self._sampler.host.card)))
 
     def prompt_ids(self, context: str) -> Sequence[int]:
         """As the tokenizer has it, with its special tokens unless they are there already; or by `add_bos_token`."""
@@ -185,15 +180,3 @@ def refuse_what_has_no_place(options: Mapping[str, Any]) -> None:
     own = inspect.signature(PowerAPI.__init__).parameters
     known = [name for name in own if name not in ("self", "arguments")]
     check_names(options, (*known, *SAMPLER_OPTIONS, *_STOCK), "option in --model_args")
-
-
-def token_ids(option: str | int | Sequence[int] | None) -> list[int] | None:
-    """Token ids as a command line gives them: 5, "5/7" or a list. Raises `OptionError`."""
-    if option is None:
-        return None
-    parts = str(option).split("/") if isinstance(option, (str, int)) else [str(part) for part in option]
-    if not parts or not all(part.strip().isdigit() for part in parts):
-        raise OptionError(
-            f"eos_token_ids={option!r}: must be token ids, such as eos_token_ids=2 or eos_token_ids=2/107"
-        )
-    return [int(part) for part in parts]

@@ -18,8 +18,9 @@ from lm_power.engine.device import default_device
 from lm_power.fingerprint import fingerprint
 from lm_power.harness.generation import PowerGeneration
 from lm_power.harness.options import split_model_args, store_folder
+from lm_power.host import check_batch_shape, reaching_all
 from lm_power.identity import Identity
-from lm_power.sampler import PowerSampler, check_batch_shape, reaching_all
+from lm_power.sampler import PowerSampler
 
 
 class PowerHF(PowerGeneration, HFLM):
@@ -134,7 +135,7 @@ class PowerHF(PowerGeneration, HFLM):
 
     def positions(self) -> int:
         """Those of the model, or `max_length`."""
-        return min(filter(None, (self.sampler.backend.max_positions, self.max_length)))
+        return min(filter(None, (self.sampler.host.max_positions, self.max_length)))
 
     def most_rows(self) -> int | None:
         """`max_batch_size`, which bounds `batch_size=auto`."""

@@ -1,4 +1,4 @@
-"""The task class behind our tasks: N completions a problem by a stock flag, and the metrics declared once."""
+"""The task class behind our tasks: N completions per problem by a stock flag, and the metrics declared once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 class PowerTask(ConfigurableTask):
     """A YAML task (`class: !function lm_power.harness.power_task.PowerTask`) that can be repeated.
 
-    N, the completions a problem, is 1 unless the YAML says `repeats: N` or the command line
+    N, the completions per problem, is 1 unless the YAML says `repeats: N` or the command line
     `--gen_kwargs n=N`, which wins. `n` goes no further: the model never sees it. The YAML needs neither
     `metric_list` (`metrics.metric_list`) nor `filter_list` (an empty pipeline, which hands over all
     completions; lm-eval's default keeps the first only).
@@ -34,7 +34,7 @@ class PowerTask(ConfigurableTask):
         config: dict[str, Any] | None = None,
     ) -> None:
         settings = {name: value for name, value in (config or {}).items() if name != "class"}
-        repeats = completions_a_problem("repeats", settings.get("repeats", 1), "repeats: 8")
+        repeats = completions_per_problem("repeats", settings.get("repeats", 1), "repeats: 8")
         settings |= {"repeats": repeats}
         settings["metric_list"] = settings.get("metric_list") or metric_list(repeats)
         settings.setdefault("filter_list", [{"name": "none", "filter": []}])
@@ -46,7 +46,7 @@ class PowerTask(ConfigurableTask):
         self._take_n()
 
     def build_all_requests(self, **options: Any) -> None:
-        """lm-eval's, for N completions a problem."""
+        """lm-eval's, for N completions per problem."""
         self._take_n()
         self._declare_metrics()
         super().build_all_requests(**options)
@@ -79,7 +79,7 @@ class PowerTask(ConfigurableTask):
     def _take_n(self) -> None:
         generation = self.config.generation_kwargs or {}
         if "n" in generation:
-            self.config.repeats = completions_a_problem("n", generation.pop("n"), "--gen_kwargs n=8")
+            self.config.repeats = completions_per_problem("n", generation.pop("n"), "--gen_kwargs n=8")
 
     def _declare_metrics(self) -> None:
         """Declare the metrics that N brings with it; --predict_only has replaced all metrics by "bypass"."""
@@ -99,8 +99,8 @@ def _are_copies(completions: list[str]) -> bool:
     return len(set(completions)) == 1 and self_reward(completions[0]) is None
 
 
-def completions_a_problem(name: str, value: Any, example: str) -> int:
-    """`value` as the number of completions a problem; the messages call it `name`.
+def completions_per_problem(name: str, value: Any, example: str) -> int:
+    """`value` as the number of completions per problem; the messages call it `name`.
 
     Raises:
         OptionError: not a whole number of at least 1.
@@ -108,6 +108,6 @@ def completions_a_problem(name: str, value: Any, example: str) -> int:
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or value < 1:
         raise OptionError(
-            f"{name}={value!r}: the number of completions a problem must be a whole number >= 1, such as {example}"
+            f"{name}={value!r}: the number of completions per problem must be a whole number >= 1, such as {example}"
         )
     return int(value)

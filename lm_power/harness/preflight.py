@@ -17,8 +17,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import simple_parse_args_string
 
 from lm_power.config import SamplerConfig
-from lm_power.harness.options import LOADING_OPTIONS, plan_generation, split_model_args
-from lm_power.harness.power_task import PowerTask, completions_a_problem
+from lm_power.harness.options import SAMPLER_OPTIONS, plan_generation
+from lm_power.harness.power_task import PowerTask, completions_per_problem
 
 _ANY_LENGTH = 256  # HFLM's default; the length that the model gives is checked with the prompts
 
@@ -58,11 +58,11 @@ def prepare(
             others_generate |= (getattr(entry, "cfg", None) or {}).get("output_type") == "generate_until"
     given = _as_mapping(gen_kwargs)
     if "n" in given and any(isinstance(task, PowerTask) for task in loaded):
-        completions_a_problem("n", given["n"], "--gen_kwargs n=8")
+        completions_per_problem("n", given["n"], "--gen_kwargs n=8")
     if samples:
-        named = {"completions", *LOADING_OPTIONS}  # the model's own arguments, which it checks itself
-        options, _ = split_model_args({n: v for n, v in _as_mapping(model_args).items() if n not in named})
-        config = SamplerConfig().replace(**options)
+        # All others are the model's own arguments, which it checks itself before it loads anything.
+        ours = {name: value for name, value in _as_mapping(model_args).items() if name in SAMPLER_OPTIONS}
+        config = SamplerConfig().replace(**ours)
         wanted = [task.config.generation_kwargs or {} for task in loaded if task.OUTPUT_TYPE == "generate_until"]
         for generation in wanted + [{}] * others_generate:
             asked = {name: value for name, value in {**generation, **given}.items() if name != "n"}

@@ -86,7 +86,7 @@ class Results:
         chosen |= {"max_new_tokens": lengths[0]} if lengths else {}
         complaint = None
         try:
-            options = SamplerConfig(**chosen).deciding()
+            options = SamplerConfig(**chosen).relevant_options()
         except (OptionError, TypeError) as error:
             options, complaint = chosen, str(error)
         if not lengths:  # lm-eval's default for the model, which no file tells
@@ -105,7 +105,7 @@ def read_results(path: Path) -> Results:
     except OSError as error:
         raise LogError(f"{path}: cannot be read ({error.strerror})") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise LogError(f"{path}: is not a whole results file of lm-eval ({error!r}); {AGAIN}") from error
+        raise LogError(f"{path}: is not a complete results file of lm-eval ({error!r}); {AGAIN}") from error
     if not all(isinstance(part, dict) for part in parts):
         raise LogError(f"{path}: is not a results file of lm-eval: results, config and configs must be objects")
     return Results(path, content)

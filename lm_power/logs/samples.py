@@ -131,7 +131,9 @@ def read_samples(path: Path, repeats: int | None = None) -> Iterator[Document]:
         try:
             yield _document(line, where, repeats)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise LogError(f"{where}: is not a line of lm_eval --log_samples of a text ({error!r}); {AGAIN}") from error
+            raise LogError(
+                f"{where}: is not a line of lm_eval --log_samples for a text ({error!r}); {AGAIN}"
+            ) from error
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -151,7 +153,7 @@ def parse(text: bytes, where: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise LogError(
-            f"{where}: is not JSON ({error}); if the file is still being written, wait, else write it anew"
+            f"{where}: is not JSON ({error}); wait if it is still being written; otherwise write it again"
         ) from error
 
 
@@ -187,7 +189,7 @@ def _document(line: Mapping[str, Any], where: str, repeats: int | None) -> Docum
     doc, requests, resps = line["doc"], list(line["arguments"].values()), line["resps"]
     lists = len(requests) == len(resps) == 1 and isinstance(resps[0], list)
     if not lists or not all(isinstance(text, str) for text in resps[0]):
-        raise ValueError("holds no generated texts, but the answers of another kind of task, log-likelihoods say")
+        raise ValueError("holds answers of another kind of task, such as log-likelihoods, not texts")
     request, texts = requests[0], resps[0]
     if isinstance(line["doc_id"], bool) or not isinstance(line["doc_id"], int):
         raise ValueError(f"doc_id={line['doc_id']!r}: must be a whole number")
@@ -235,7 +237,7 @@ def _ours(texts: Sequence[str], log: Mapping[str, Any]) -> tuple[Logged, ...]:
     columns = {name: log[name] if name in log else [None] * n for name in _COLUMNS}
     wrong = [name for name, column in columns.items() if not isinstance(column, list) or len(column) != n]
     if wrong:
-        raise ValueError(f"doc.lm_power: must have one entry a completion, {n}, in {', '.join(wrong)}")
+        raise ValueError(f"doc.lm_power: must have one entry per completion, {n}, in {', '.join(wrong)}")
     rows = [dict(zip(columns, entry, strict=True)) for entry in zip(*columns.values(), strict=True)]
     return tuple(_one_of_ours(text, "correct" in log, **row) for text, row in zip(texts, rows, strict=False))
 

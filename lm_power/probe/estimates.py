@@ -26,7 +26,7 @@ import scipy.integrate
 import scipy.stats
 
 from lm_power.decoding import FloatArray
-from lm_power.report.summary import Estimate
+from lm_power.stats.means import Estimate
 
 RESAMPLES = 2000
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from lm_power.errors import UserError
 from lm_power.report.reading import read_runs
 from lm_power.report.runs import Run
-from lm_power.report.summary import Estimate, summarise
+from lm_power.report.summary import summarise
+from lm_power.stats.means import Estimate
 
 
 @dataclasses.dataclass(frozen=True)

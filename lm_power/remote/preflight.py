@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import abc
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROBE = "The capital of France is a city that"
-_PROBE_IDS = (5, 6, 7, 8)  # where there is no tokenizer: any ids that a model has
+PROBE_IDS = (5, 6, 7, 8)  # where there is no tokenizer: any ids that a model has
 _SHARPER = 4.0  # inverse temperature of the second probe
 _ROUND_TRIP = 12  # tokens whose text is compared
 RAW = (
@@ -33,23 +33,40 @@ class Unsuitable(OptionError, ServerError):
     """A server lacks what power sampling needs; the message says what, and how to start it."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Trial:
-    """One server, and how to ask it."""
+class Trial(abc.ABC):
+    """An engine that is tried out.
 
-    client: HTTPClient
-    place: Place
+    Args:
+        name: what its user named it by, as "option=value".
+        top: K, tokens that are to be on a list.
+    """
 
-    def draw(self, tokens: Sequence[int], n: int, temperature: float, **changes: Any) -> tuple[Answer, str]:
-        """Some tokens, and their text as the server has it."""
-        body = {**self.client.body(tokens, n, temperature, seed=20), **changes}
-        response = self.client.call(self.client.post(self.place, "/completions", body))
-        text = response["choices"][0].get("text") if isinstance(response, dict) and response.get("choices") else ""
-        return answer_of(response, self.client.top, self.client.model), str(text or "")
+    def __init__(self, name: str, top: int) -> None:
+        self.name, self.top = name, top
+
+    @abc.abstractmethod
+    def draw(
+        self, tokens: Sequence[int], n: int, temperature: float, stop_token_ids: Sequence[int] = ()
+    ) -> tuple[Answer, str]:
+        """At most `n` tokens, and their text as the engine has it."""
 
     def unsuitable(self, what: str) -> Unsuitable:
-        """The error that says what is wrong with this server."""
-        return Unsuitable(f"base_url={self.place.shown}: {what}")
+        """The error that says what is wrong with this engine."""
+        return Unsuitable(f"{self.name}: {what}")
+
+
+class _ServerTrial(Trial):
+    def __init__(self, client: HTTPClient, place: Place) -> None:
+        super().__init__(f"base_url={place.shown}", client.top)
+        self.client, self.place = client, place
+
+    def draw(
+        self, tokens: Sequence[int], n: int, temperature: float, stop_token_ids: Sequence[int] = ()
+    ) -> tuple[Answer, str]:
+        body = {**self.client.body(tokens, n, temperature, seed=20), "stop_token_ids": list(stop_token_ids)}
+        response = self.client.call(self.client.post(self.place, "/completions", body))
+        text = response["choices"][0].get("text") if isinstance(response, dict) and response.get("choices") else ""
+        return answer_of(response, self.top, self.client.model), str(text or "")
 
 
 def check(client: HTTPClient, model: str | None) -> Card:
@@ -63,7 +80,7 @@ def check(client: HTTPClient, model: str | None) -> Card:
         OptionError: no server there, not one of completions, a wrong key, no such model, different models.
     """
     for place in client.places:
-        trial = _Trial(client, place)
+        trial = _ServerTrial(client, place)
         listed = _listed(trial)
         names = [str(entry["id"]) for entry in listed]
         if model is None and len(names) != 1:
@@ -89,7 +106,7 @@ def _card(client: HTTPClient) -> Card:
     return card
 
 
-def _listed(trial: _Trial) -> Sequence[Any]:
+def _listed(trial: _ServerTrial) -> Sequence[Any]:
     try:
         listed = trial.client.call(trial.client.get(trial.place, "/models"))
     except Transient as error:
@@ -122,11 +139,11 @@ def try_out(client: HTTPClient, tokenizer: PreTrainedTokenizerBase | None) -> No
     Raises:
         Unsuitable: a server lacks something; the message names the option or flag that cures it.
     """
-    probe = list(_PROBE_IDS) if tokenizer is None else list(tokenizer.encode(PROBE))
+    probe = list(PROBE_IDS) if tokenizer is None else list(tokenizer.encode(PROBE))
     for place in client.places:
-        trial = _Trial(client, place)
+        trial = _ServerTrial(client, place)
         try:
-            _try(trial, probe, tokenizer)
+            try_engine(trial, probe, tokenizer)
         except Transient as error:
             raise trial.unsuitable(
                 f"gave up while it was tried out ({error}); see to the server, and try again"
@@ -164,7 +181,18 @@ def _cure(error: Refused, top: int) -> str:
     return f"refuses what power sampling asks for ({error}); see examples/servers/README.md"
 
 
-def _try(trial: _Trial, probe: list[int], tokenizer: PreTrainedTokenizerBase | None) -> None:
+def try_engine(trial: Trial, probe: list[int], tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Try everything that the decoder relies on, at one engine.
+
+    Args:
+        trial: the engine.
+        probe: a prompt, token ids.
+        tokenizer: the model's, to compare texts; None where there is nothing to compare.
+
+    Raises:
+        Unsuitable: the engine lacks something.
+        ServerError: it fails.
+    """
     flat, _ = trial.draw(probe, 1, 1.0)
     sharp, _ = trial.draw(probe, 1, 1 / _SHARPER)
     for answer in (flat, sharp):
@@ -173,10 +201,9 @@ def _try(trial: _Trial, probe: list[int], tokenizer: PreTrainedTokenizerBase | N
     _check_raw(trial, flat, sharp)
     listed = flat.lists.ids[0] >= 0
     mass = float(np.exp(flat.lists.log_p[0][listed]).sum())
-    if listed.sum() < trial.client.top and mass < 0.999:
+    if listed.sum() < trial.top and mass < 0.999:
         raise trial.unsuitable(
-            f"lists {listed.sum()} tokens of the {trial.client.top} that were asked for: set "
-            f"top_logprobs={listed.sum()}"
+            f"lists {listed.sum()} tokens of the {trial.top} that were asked for: set top_logprobs={listed.sum()}"
         )
     if mass > 1.001:
         raise trial.unsuitable(f"lists probabilities that sum to {mass:.4f}: they are no log-probs of tokens")
@@ -186,7 +213,7 @@ def _try(trial: _Trial, probe: list[int], tokenizer: PreTrainedTokenizerBase | N
         _check_texts(trial, probe, tokenizer)
 
 
-def _check_raw(trial: _Trial, flat: Answer, sharp: Answer) -> None:
+def _check_raw(trial: Trial, flat: Answer, sharp: Answer) -> None:
     """Log-probs must not depend on the temperature; other requests in a batch may move them a little."""
     before, after = (dict(zip(a.lists.ids[0].tolist(), a.lists.log_p[0].tolist(), strict=True)) for a in (flat, sharp))
     common = [token for token in before if token >= 0 and token in after]
@@ -203,13 +230,13 @@ def _check_raw(trial: _Trial, flat: Answer, sharp: Answer) -> None:
         )
 
 
-def _check_draw(trial: _Trial, sharp: Answer) -> None:
+def _check_draw(trial: Trial, sharp: Answer) -> None:
     """At a low temperature a draw is on its list but once in a million; its own log-prob is the list's."""
     token, lists = int(sharp.tokens[0]), sharp.lists
     place = np.flatnonzero(lists.ids[0] == token)
     if not len(place):
         raise trial.unsuitable(
-            f"drew token {token} at temperature {1 / _SHARPER:g}, which is not among the {trial.client.top} likeliest: "
+            f"drew token {token} at temperature {1 / _SHARPER:g}, which is not among the {trial.top} likeliest: "
             "it does not draw from the log-probs that it returns (does something else set its temperature?)"
         )
     listed, own = float(lists.log_p[0, place[0]]), float(sharp.log_p[0])
@@ -217,7 +244,7 @@ def _check_draw(trial: _Trial, sharp: Answer) -> None:
         raise trial.unsuitable(f"returns two log-probs for the token it drew, {own:.4f} and {listed:.4f}: {RAW}")
 
 
-def _check_stop(trial: _Trial, probe: list[int], flat: Answer) -> None:
+def _check_stop(trial: Trial, probe: list[int], flat: Answer) -> None:
     """The token at which a server stops must be in the answer: EOS is part of a completion."""
     likely = [token for token in flat.lists.ids[0].tolist() if token >= 0]
     answer, _ = trial.draw(probe, 3, 1 / _SHARPER, stop_token_ids=likely)
@@ -226,13 +253,13 @@ def _check_stop(trial: _Trial, probe: list[int], flat: Answer) -> None:
     if len(answer.tokens) > 1 and int(answer.tokens[0]) in likely:
         logger.warning(
             "%s: takes no notice of stop_token_ids, so that it goes on after EOS; what it draws there is dropped, at "
-            "the price of decoding it", trial.place.shown,
+            "the price of decoding it", trial.name,
         )  # fmt: skip
 
 
-def _check_texts(trial: _Trial, probe: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_texts(trial: Trial, probe: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
     """Both sides must spell the same tokens alike; blanks at the ends and halves of characters do not count."""
-    answer, theirs = trial.draw(probe, _ROUND_TRIP, 1.0, stop_token_ids=[])
+    answer, theirs = trial.draw(probe, _ROUND_TRIP, 1.0)
     ours = str(tokenizer.decode(answer.tokens.tolist(), clean_up_tokenization_spaces=False))
     if _plain(ours) != _plain(theirs):
         raise trial.unsuitable(

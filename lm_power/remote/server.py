@@ -18,7 +18,7 @@ from lm_power.remote.preflight import check, try_out
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lm_power.engine import StopStrings
+    from lm_power.engine import Counters, StopStrings
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class Server:
         card: of the model.
         tokenizer: the model's; None if prompts are token ids and texts are not wanted.
         eos_ids: tokens that end a completion.
+        settings: what else of the engine decides a completion, for keys.
 
     Attributes:
         vocabulary: tokens that the tokenizer knows; None without one.
@@ -43,11 +44,18 @@ class Server:
     """
 
     def __init__(
-        self, client: Client, card: Card, tokenizer: PreTrainedTokenizerBase | None, eos_ids: Sequence[int]
+        self,
+        client: Client,
+        card: Card,
+        tokenizer: PreTrainedTokenizerBase | None,
+        eos_ids: Sequence[int],
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
+        self._settings = dict(settings or {})
         self.client, self.card, self.tokenizer, self.eos_ids = client, card, tokenizer, tuple(sorted(set(eos_ids)))
         self.vocabulary = None if tokenizer is None else len(tokenizer)
         self.max_positions = card.window
+        self.foreign = False  # one model is all that there is
         client.eos_ids = list(self.eos_ids)
 
     @classmethod
@@ -80,8 +88,7 @@ class Server:
         """
         if importlib.util.find_spec("aiohttp") is None:
             raise OptionError("a server needs the package aiohttp: pip install 'lm-power[api]'")
-        if isinstance(top_logprobs, bool) or not isinstance(top_logprobs, int) or top_logprobs < 2:
-            raise OptionError(f"top_logprobs={top_logprobs!r}: must be a whole number >= 2")
+        check_top(top_logprobs)
         client = HTTPClient(base_url, top=top_logprobs, **options)
         try:
             card = check(client, model)
@@ -100,9 +107,9 @@ class Server:
         return server
 
     @property
-    def deciding(self) -> dict[str, Any]:
+    def relevant_options(self) -> dict[str, Any]:
         """What of the server's options decides a completion, for keys."""
-        return {"top_logprobs": self.client.top}
+        return {"top_logprobs": self.client.top, **self._settings}
 
     def resolved(self, config: SamplerConfig) -> SamplerConfig:
         """The options with `explore` filled in.
@@ -125,11 +132,26 @@ class Server:
             "to have it so, with top_logprobs as large as the server allows"
         )
 
+    def counters(self) -> Traffic:
+        """New counters."""
+        return Traffic()
+
+    def rows_that_fit(self, positions: int, rewound: int) -> int:
+        """Raises `OptionError`: a server's memory is not known here."""
+        raise OptionError("max_rows='auto': a server's memory is not known here; set a number, such as 64")
+
     @contextlib.contextmanager
     def decoder(
-        self, config: SamplerConfig, rows: int, stops: StopStrings, counters: Traffic, measures: Measures
+        self,
+        config: SamplerConfig,
+        rows: int,
+        longest_prompt: int,
+        stops: StopStrings,
+        counters: Counters,
+        measures: Measures,
     ) -> Iterator[TopKDecoder]:
-        """A decoder, whose queries are given up at the end, however it comes."""
+        """A decoder, whose queries are given up at the end, however it comes. Arguments as in `Host`."""
+        assert isinstance(counters, Traffic)
         decoder = TopKDecoder(self.client, rows, self.eos_ids, stops, _confined(config), counters, measures)
         before = counters.confined, counters.redrawn
         try:
@@ -152,6 +174,12 @@ class Server:
 def _confined(config: SamplerConfig) -> bool:
     """Whether draws are kept on the lists: not where a completion is the server's own draw, whole."""
     return "explore" in METHODS[config.method].options
+
+
+def check_top(top_logprobs: object) -> None:
+    """Raise `OptionError` for what is no K."""
+    if isinstance(top_logprobs, bool) or not isinstance(top_logprobs, int) or top_logprobs < 2:
+        raise OptionError(f"top_logprobs={top_logprobs!r}: must be a whole number >= 2")
 
 
 def load_tokenizer(name: str, loading: Mapping[str, Any]) -> PreTrainedTokenizerBase:

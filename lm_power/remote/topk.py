@@ -42,6 +42,12 @@ class TopLists:
         return cls(ids, log_p)
 
     @classmethod
+    def ordered(cls, ids: IntArray, log_p: FloatArray) -> TopLists:
+        """From [m, K] token ids and their log p, in whatever order."""
+        order = np.lexsort((ids, -log_p), axis=-1)
+        return cls(np.take_along_axis(ids, order, axis=-1), np.take_along_axis(log_p, order, axis=-1))
+
+    @classmethod
     def unknown(cls, length: int, width: int) -> TopLists:
         """Lists of which nothing is known."""
         return cls(np.full((length, width), -1, np.int64), np.full((length, width), -np.inf))

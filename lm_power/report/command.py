@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
             )
             _put_in_place(fresh, output)
     except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error}); name a folder that can") from error
+        raise UserError(f"--output {output}: cannot be written ({error}); name a folder that can be") from error
     print(to_markdown([section.tables[0] for section in sections]))
     print(f"Written: {output / 'index.html'}")
 

@@ -1,4 +1,4 @@
-"""Write tables as Markdown, CSV and LaTeX. Cells are escaped, so that their contents appear as plain text."""
+"""Write tables as text, Markdown, CSV and LaTeX. Cells are escaped, so that their contents appear as plain text."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import io
 import re
 from collections.abc import Sequence
 
-from lm_power.report.summary import Estimate
 from lm_power.report.tables import Cell, Column, Table
 from lm_power.report.visible import one_line, visible
+from lm_power.stats.means import Estimate
 
 _LONGEST = 500
 """Characters of a cell or note for readers; the CSV has all of it."""
@@ -24,6 +24,21 @@ _LATEX = {
 def to_markdown(tables: Sequence[Table]) -> str:
     """The tables one below the other, in GitHub's Markdown, each with its caption and notes."""
     return "\n".join(_markdown(table) for table in tables)
+
+
+def to_text(table: Table) -> str:
+    """The table for a terminal: its title, the rows in aligned columns, its notes; no caption."""
+    rows = [[_line(cell, _LONGEST) for cell in row] for row in [table.header, *table.texts()]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = [_is_text(table, column) for column in table.columns if column.title]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if text else cell.rjust(width)
+            for cell, width, text in zip(row, widths, left, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([_line(table.title, None), "", *lines, *(f"note: {_line(n, None)}" for n in table.notes), ""])
 
 
 def to_csv(table: Table) -> str:

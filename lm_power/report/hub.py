@@ -25,7 +25,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from lm_power.report.rendering import slug
 from lm_power.report.runs import Comparison, Dataset, Run
-from lm_power.report.summary import Estimate, summarise
+from lm_power.report.summary import summarise
+from lm_power.stats.means import Estimate
 
 _CHECKPOINT = ("pretrained", "model", "revision", "peft", "randomize_weights")
 """Arguments that make a model another one, with a card of its own."""

@@ -20,7 +20,7 @@ _Key = tuple[str, int]
 """A document: its hash, and which of the documents with that hash it is, in the order of their ids."""
 
 
-def match(runs: Sequence[Run], allow_differences: bool = False) -> list[Comparison]:
+def match(runs: Sequence[Run], allow_differences: bool = False, same_n: bool = True) -> list[Comparison]:
     """The comparisons that the runs make: one per task and filter, in the order in which they first appear.
 
     A store knows prompts and no task: it joins every task of which it has prompts, and the other runs' documents are
@@ -29,6 +29,7 @@ def match(runs: Sequence[Run], allow_differences: bool = False) -> list[Comparis
     Args:
         runs: as `reading.read_runs` made them.
         allow_differences: compare runs even if they differ, on the documents and prompts that they share.
+        same_n: whether a different number of completions per problem is a difference.
 
     Raises:
         UserError: runs of a task differ in documents, prompts, version or N and may not (the message says what
@@ -40,7 +41,7 @@ def match(runs: Sequence[Run], allow_differences: bool = False) -> list[Comparis
             groups.setdefault((run.task, run.filter), []).append(run)
     stores = [run for run in runs if run.task is None]
     if not groups:
-        return [_compare(STORE, None, stores, allow_differences)] if stores else []
+        return [_compare(STORE, None, stores, allow_differences, same_n)] if stores else []
     for store in stores:
         hosts = [group for group in groups.values() if _shares_prompts(group[0], store)]
         if not hosts:
@@ -50,7 +51,7 @@ def match(runs: Sequence[Run], allow_differences: bool = False) -> list[Comparis
             )
         for group in hosts:
             group.append(_as_evaluated(store, group[0]))
-    return [_compare(task, name, group, allow_differences) for (task, name), group in groups.items()]
+    return [_compare(task, name, group, allow_differences, same_n) for (task, name), group in groups.items()]
 
 
 def _shares_prompts(run: Run, store: Run) -> bool:
@@ -71,9 +72,10 @@ def _as_evaluated(store: Run, host: Run) -> Run:
     )
 
 
-def _compare(task: str, name: str | None, runs: Sequence[Run], allow_differences: bool) -> Comparison:
+def _compare(task: str, name: str | None, runs: Sequence[Run], allow_differences: bool, same_n: bool) -> Comparison:
     runs = with_unique_labels(runs)
-    differences = [text for find in (_versions, _ns, _documents, _prompts) for text in find(runs)]
+    checks = (_versions, *([_ns] if same_n else []), _documents, _prompts)
+    differences = [text for find in checks for text in find(runs)]
     if differences and not allow_differences:
         listed = "\n".join(f"  - {text}" for text in differences)
         raise UserError(
@@ -81,7 +83,7 @@ def _compare(task: str, name: str | None, runs: Sequence[Run], allow_differences
             "Give runs of the same documents, prompts, version and N, or compare what they share: --allow-differences."
         )
     shared = _restricted(task, runs)
-    notes = [f"Compared in spite of differences: {text}" for text in differences]
+    notes = [f"Compared despite differences: {text}" for text in differences]
     if differences:
         notes.append(f"Restricted to the {len(shared[0].problems)} documents with equal prompts that all runs share.")
     return Comparison(task=task, filter=name, runs=tuple(shared), notes=tuple(notes))
@@ -172,7 +174,7 @@ def _prompts(runs: Sequence[Run]) -> list[str]:
                 min(len(mine.prompt), len(theirs.prompt)),
             )
             found.append(
-                f"prompts: {len(other)} of {len(pairs)} shared documents are asked otherwise in {run.label!r} than in "
+                f"prompts: {len(other)} of {len(pairs)} shared documents differ between {run.label!r} and "
                 f"{runs[0].label!r}; document {mine.doc_id} from character {at} on: "
                 f"{_from(theirs.prompt, at)} and {_from(mine.prompt, at)}"
             )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
-import scipy.stats
 
 from lm_power.report.runs import Comparison, Run
-from lm_power.report.statistics import LEVEL
 from lm_power.report.summary import accuracies, bon_accuracies
+from lm_power.stats.resampling import bootstrap_interval, holm, mcnemar, sign_flips
 
 RESAMPLES = 9999
 MCNEMAR = "McNemar's exact test"
@@ -67,20 +66,6 @@ def paired_tests(comparison: Comparison) -> list[PairedTest]:
     return tests
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) step-down correction: `p_(i) → max_{j≤i} min(1, (m-j+1) p_(j))`, in the order given.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = largest
-    return corrected
-
-
 def _test(measure: str, first: tuple[str, np.ndarray], second: tuple[str, np.ndarray]) -> PairedTest:
     """The test of one pair, before correction.
 
@@ -90,6 +75,7 @@ def _test(measure: str, first: tuple[str, np.ndarray], second: tuple[str, np.nda
     """
     difference = second[1] - first[1]
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
+    low, high = bootstrap_interval(difference, RESAMPLES)
     binary = all(np.isin(scores, (0.0, 1.0)).all() for _, scores in (first, second))
     return PairedTest(
         measure=measure,
@@ -100,27 +86,8 @@ def _test(measure: str, first: tuple[str, np.ndarray], second: tuple[str, np.nda
         first_better=worse,
         second_better=better,
         difference=float(difference.mean()),
-        **_interval(difference),
-        p_value=_p_value(difference, better, worse, binary),
+        low=float(low),
+        high=float(high),
+        p_value=mcnemar(better, worse) if binary else sign_flips(difference, RESAMPLES),
         p_holm=1.0,
     )
-
-
-def _p_value(difference: np.ndarray, better: int, worse: int, binary: bool) -> float:
-    if better + worse == 0:
-        return 1.0
-    if binary:
-        return float(scipy.stats.binomtest(better, better + worse, 0.5).pvalue)
-    result = scipy.stats.permutation_test(
-        (difference, np.zeros_like(difference)), lambda x, y, axis: np.mean(x - y, axis=axis),
-        permutation_type="samples", vectorized=True, n_resamples=RESAMPLES, batch=1000, rng=np.random.default_rng(0),
-    )  # fmt: skip
-    return float(result.pvalue)
-
-
-def _interval(difference: np.ndarray) -> dict[str, float]:
-    interval = scipy.stats.bootstrap(
-        (difference,), np.mean, axis=0, n_resamples=RESAMPLES, batch=1000, confidence_level=LEVEL,
-        method="percentile", rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return {"low": float(interval.low), "high": float(interval.high)}

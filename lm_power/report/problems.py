@@ -14,6 +14,8 @@ HEAD, TAIL = 7_000, 3_000
 """Characters of a longer text that a page keeps, from its start and its end, where the answer is."""
 OPEN = 800
 """A text of at most so many characters is unfolded from the start."""
+COLUMNS = 120
+"""Of a text of several lines, none longer than this, no line is broken, as in a program: narrow pages scroll them."""
 OUTCOMES = {"all": "all right", "half": "at least half right", "under": "under half right", "none": "none right"}
 """What the index can filter by, for each run."""
 
@@ -38,6 +40,16 @@ class Excerpt:
     def left_out(self) -> int:
         """Characters between head and tail."""
         return self.characters - len(self.head) - len(self.tail)
+
+    @property
+    def keeps_lines(self) -> bool:
+        r"""Whether breaking a line would spoil the text's layout, such as a program's indentation.
+
+        >>> excerpt("if x:\n    return y", "log").keeps_lines, excerpt("One long sentence. " * 20, "log").keeps_lines
+        (True, False)
+        """
+        lines = (self.head + self.tail).splitlines()
+        return len(lines) > 1 and max(map(len, lines)) <= COLUMNS
 
 
 def excerpt(text: str, where: str) -> Excerpt:

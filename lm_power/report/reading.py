@@ -141,7 +141,7 @@ def _make_run(results: Results, task: str, name: str, documents: Sequence[Docume
     problems = tuple(map(_problem, documents))
     sizes = sorted({len(problem.answers) for problem in problems})
     if len(sizes) > 1:
-        raise UserError(f"{path}: documents have {sizes[0]} to {sizes[-1]} completions; every one must have as many")
+        raise UserError(f"{path}: documents have {sizes[0]} to {sizes[-1]} completions; all must have the same number")
     described = describe_evaluation(results, documents[0].generation)
     seconds, note = _seconds(results.content, problems)
     version = results.content.get("versions", {}).get(task)

@@ -1,8 +1,8 @@
 """What a report is made of: answers, problems, runs, and comparisons of runs on the same problems.
 
 `reading.read_runs` makes `Run`s of lm-eval's output folders and of stores, `matching.match` makes one `Comparison` per
-task of them, `statistics` computes from comparisons, `tables` writes its numbers down. The command then calls, for
-every comparison,
+task of them, `summary` and `figure_data` compute from them, `tables` writes their numbers down. The command then calls,
+for every comparison,
 
     figures.write_figures(comparison, folder) -> list[Figure]     # SVG and PNG into the existing folder
 

@@ -36,7 +36,7 @@ def read_stored_runs(folder: Path) -> list[Run]:
     except StoreError as error:
         raise UserError(f"{folder}: read as a store: {error}") from error
     if not groups:
-        raise UserError(f"{folder}: holds no completion yet; give a store that has some, or an lm-eval output folder")
+        raise UserError(f"{folder}: holds no completions yet; give a store that has some, or an lm-eval output folder")
     return [_run(folder, model, json.loads(config), prompts) for (model, config), prompts in groups.items()]
 
 

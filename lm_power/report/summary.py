@@ -14,27 +14,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lm_power.best_of_n import best_of_n, covariance, majority_at_k, mean, pass_at_k
 from lm_power.completion import Steps
 from lm_power.report.runs import Answer, Run
+from lm_power.stats.best_of_n import best_of_n, majority_at_k, pass_at_k
+from lm_power.stats.means import Estimate, covariance, estimate, mean
 
 Quantity = Callable[[Answer], float | None]
 """A number of a completion, such as `lambda answer: answer.tokens`; None where it is not known."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean or ratio over problems.
-
-    Attributes:
-        value: the estimate.
-        error: its standard error over problems; None for a single problem.
-        problems: how many it is from.
-    """
-
-    value: float
-    error: float | None
-    problems: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +28,7 @@ class Summary:
     """A run in means over problems; None where the run does not tell.
 
     Attributes:
-        accuracy: over all completions; of a task with one verdict a document, of those verdicts.
+        accuracy: over all completions; of a task with one verdict per document, of those verdicts.
         self_reward: over all completions, nats per token.
         bon_accuracy: of the completion with the largest self-reward (`best_of_n`); None for N = 1.
         bon_self_reward: of the same completion, nats per token.
@@ -100,18 +86,6 @@ def summarise(run: Run) -> Summary:
         log_z=estimate(means(run, lambda answer: answer.log_z)),
         kl_from_proposal=estimate(means(run, lambda answer: answer.kl_from_proposal)),
     )
-
-
-def estimate(values: Sequence[float] | None) -> Estimate | None:
-    """The mean over problems and its standard error `s / sqrt(m)`; None for None or no problems.
-
-    >>> estimate([1.0, 0.0, 1.0, 0.0])
-    Estimate(value=0.5, error=0.28867513459481287, problems=4)
-    """
-    if not values:
-        return None
-    error = math.sqrt(covariance(values, values) / len(values)) if len(values) > 1 else None
-    return Estimate(mean(values), error, len(values))
 
 
 def means(run: Run, quantity: Quantity) -> list[float] | None:

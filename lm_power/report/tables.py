@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from lm_power.report.paired import PairedTest, paired_tests
 from lm_power.report.runs import Comparison, Run
-from lm_power.report.summary import Estimate, Summary, summarise
+from lm_power.report.summary import Summary, summarise
+from lm_power.stats.means import Estimate
 
 Cell = str | int | float | Estimate | None
 """One entry; None is a gap: not known, never zero."""
@@ -37,7 +38,7 @@ class Table:
         title: its heading.
         caption: what the numbers are.
         columns: its columns.
-        rows: one cell a column.
+        rows: one cell per column.
         notes: what differs between the runs; with the first table also the gaps of each.
     """
 
@@ -137,26 +138,40 @@ def _table(
     run_columns = list(_RUN_COLUMNS)
     if any(run.label != f"{run.model}, {run.sampling}" for run in comparison.runs):
         run_columns[4] = Column("label", "Run")
+    caption = f"{_shared(comparison, run_columns)}{caption}"
     rows = [(*_run_cells(run, comparison), *row) for run, row in zip(comparison.runs, cells, strict=True)]
     return Table(key, title, caption, (*run_columns, *columns), tuple(rows), comparison.notes)
 
 
+def _shared(comparison: Comparison, columns: list[Column]) -> str:
+    """The model and N that several runs share, told once, to spare narrow screens; the CSV keeps the columns."""
+    told = []
+    for at, column in enumerate(columns):
+        if column.key in ("model", "n") and len(comparison.runs) > 1:
+            values = {getattr(run, column.key) for run in comparison.runs}
+            if len(values) == 1:
+                columns[at] = Column(column.key, None)
+                told.append(f"{column.title}: {values.pop()}. ")
+    return "".join(told)
+
+
 def _results(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
     seconds = [None if run.seconds is None else run.seconds / comparison.size for run in comparison.runs]
+    several = any(run.n > 1 for run in comparison.runs)
+    best = "Best of N: the completion with the largest self-reward. " if several else ""
     return _table(
         comparison,
         "results",
         f"{comparison.name}: accuracy and self-reward",
         f"Means over {comparison.size} problems ± standard error; a problem's completions are averaged first. "
-        "Self-reward: log p per token under the run's own model, nats. Best of N: the completion with the largest "
-        "self-reward. Tokens: decoded for all completions of a problem, rejected work included. Seconds per problem: "
-        "wall-clock time of the whole lm-eval command, start-up included, divided by its problems; for a resumed "
-        "command its last part.",
+        f"Self-reward: log p per token under the run's own model, nats. {best}Tokens: decoded for all completions of a "
+        "problem, rejected work included. Seconds per problem: wall-clock time of the whole lm-eval command, start-up "
+        "included, divided by its problems; for a resumed command its last part.",
         (
             Column("accuracy", "Accuracy"),
             Column("self_reward", "Self-reward"),
-            Column("bon_accuracy", "Accuracy, best of N"),
-            Column("bon_self_reward", "Self-reward, best of N"),
+            Column("bon_accuracy", "Accuracy, best of N" if several else None),
+            Column("bon_self_reward", "Self-reward, best of N" if several else None),
             Column("problem_tokens_decoded", "Tokens per problem", 0),
             Column("problem_seconds", "Seconds per problem", 2),
         ),

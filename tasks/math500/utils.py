@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lm_power.data.math_problems import load_math500
 from lm_power.grading.math_answers import extract_answer
 from lm_power.grading.math_grader import math_equal, require_math_verify
-from lm_power.harness.math_data import load_math500
 from lm_power.harness.metrics import answer_results
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_power.harness.local_data import load_local
+from lm_power.data.loading import load_local
 from lm_power.harness.metrics import answer_results
 
 if TYPE_CHECKING:

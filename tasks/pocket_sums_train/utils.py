@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_power.harness.local_data import load_local
+from lm_power.data.loading import load_local
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lm_power.harness.alpaca_data import load_alpaca_eval
+from lm_power.data.alpaca import load_alpaca_eval
 from lm_power.harness.metrics import ungraded_results
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lm_power.harness.gpqa_data import as_documents, extract_letter, load_gpqa
+from lm_power.data.gpqa import as_documents, extract_letter, load_gpqa
 from lm_power.harness.metrics import answer_results
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lm_power.harness.gpqa_data import as_documents, load_gpqa_train
+from lm_power.data.gpqa import as_documents, load_gpqa_train
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lm_power.data.math_problems import load_math_train
 from lm_power.grading.math_grader import require_math_verify
-from lm_power.harness.math_data import load_math_train
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,9 +7,9 @@ import textwrap
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from lm_power.data.loading import load_local
 from lm_power.errors import DataError, UnavailableError
 from lm_power.harness.code_answers import code_results
-from lm_power.harness.local_data import load_local
 from lm_power.sandbox.runner import require_sandbox
 
 if TYPE_CHECKING:

@@ -15,20 +15,25 @@ from lm_power.store import read_store
 
 
 @torch.no_grad()
-def by_hand(folder: str, records: list[dict], max_length: int) -> float:
-    """Mean over all completion tokens within the window, one softmax at a time, in float64."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+def by_hand(folder: str, records: list[dict], max_length: int, dtype: torch.dtype = torch.float64) -> float:
+    """Mean over all completion tokens within the window, one softmax at a time in float64, of logits in `dtype`."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     nats = []
     for record in records:
         ids = [*record["prompt_ids"], *record["token_ids"]][:max_length]
-        logits = model(torch.tensor([ids])).logits[0]
+        logits = model(torch.tensor([ids])).logits[0].double()
         for place in range(len(record["prompt_ids"]), len(ids)):
             nats.append(math.log(logits[place - 1].exp().sum().item()) - logits[place - 1, ids[place]].item())
     return math.fsum(nats) / len(nats)
 
 
-@pytest.mark.parametrize("max_length", [1024, 8])
-def test_loss_is_the_completions_cross_entropy(max_length: int, tiny: str, store: str, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("max_length", "precision", "dtype", "tolerance"),
+    [(1024, "fp32", torch.float64, 1e-6), (8, "fp32", torch.float64, 1e-6), (1024, "bf16", torch.bfloat16, 1e-3)],
+)
+def test_loss_is_the_completions_cross_entropy(
+    max_length: int, precision: str, dtype: torch.dtype, tolerance: float, tiny: str, store: str, tmp_path
+) -> None:
     """Whole or cut at 8 tokens: the first step, one global batch of all data, before anything is learnt.
 
     The learning rate is 0 in the first step of a warm-up, and the validation before it has the same loss.
@@ -36,10 +41,10 @@ def test_loss_is_the_completions_cross_entropy(max_length: int, tiny: str, store
     records = list(read_store(store))
     run(
         tiny, store, tmp_path / "out", max_length=max_length, gradient_accumulation=len(records), epochs=1,
-        batch_size=1 if max_length == 1024 else 2, warmup_ratio=0.5,
+        batch_size=1 if max_length == 1024 else 2, warmup_ratio=0.5, precision=precision,
     )  # fmt: skip
     first, *_ = losses(tmp_path / "out")
-    assert first == pytest.approx(by_hand(tiny, records, max_length), abs=1e-6)
+    assert first == pytest.approx(by_hand(tiny, records, max_length, dtype), abs=tolerance)
 
 
 def test_validation_loss_is_a_mean_over_tokens(tiny: str, store: str, tmp_path) -> None:

@@ -37,7 +37,7 @@ def test_adapter_loads_in_peft_in_the_sampler_and_merges(tiny: str, finished) ->
     expected = logits(adapted)
     assert (expected - plain).abs().max() > 0.1, "nothing was learnt"
     sampler = PowerSampler.from_pretrained(tiny, device="cpu", dtype="float32", peft=str(finished))
-    torch.testing.assert_close(logits(sampler.backend.model), expected)
+    torch.testing.assert_close(logits(sampler.host.backend.model), expected)
     assert sampler.generate(["ab"], method="standard", max_new_tokens=4)[0][0].token_ids
     torch.testing.assert_close(logits(adapted.merge_and_unload()), expected, atol=1e-5, rtol=1e-5)
 

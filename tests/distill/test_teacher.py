@@ -179,7 +179,7 @@ def test_a_store_that_is_being_written_is_read(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         data = read(folder)
     assert texts(data) == [("2+2=", " so 4", True)]
-    assert "not whole" in caplog.text and "third.jsonl: holds no whole line" in caplog.text
+    assert "an incomplete last line" in caplog.text and "third.jsonl: holds no whole line" in caplog.text
     assert path.read_bytes() == whole[:-20]
 
 

@@ -27,7 +27,7 @@ OURS = {
     "finish_reason": ["length", "eos"],
     "cost": [{"tokens_decoded": 7}, {"tokens_decoded": 9}],
 }
-STORED = {**CONFIG.deciding(), "stop": [], "eos_ids": [EOS]}
+STORED = {**CONFIG.relevant_options(), "stop": [], "eos_ids": [EOS]}
 RESULTS = {
     "config": {"model": "power-hf", "power_sampler": {"method": "power", "alpha": 4.0, "model": MODEL}},
     "model_name": "some/model",
@@ -275,11 +275,11 @@ def broken(**changes):
         (5, "is not a line of lm_eval --log_samples"),
         ({**GOOD, "doc_id": None}, "doc_id=None"),
         ({**GOOD, "resps": [[["-1.5", "True"]], [["-2.5", "False"]]]}, "log-likelihoods"),
-        ({**GOOD, "resps": [[5]]}, "holds no generated texts"),
-        ({**GOOD, "arguments": {}}, "holds no generated texts"),
+        ({**GOOD, "resps": [[5]]}, "holds answers of another kind of task"),
+        ({**GOOD, "arguments": {}}, "holds answers of another kind of task"),
         (sample(1, ["not messages"], ["x"]), "must be a prompt, or a chat API's messages"),
         (sample(1, None, ["x"]), "arg_0=None"),
-        (broken(correct=[1.0]), "one entry a completion"),
+        (broken(correct=[1.0]), "one entry per completion"),
         (broken(correct=[1.0, "yes"]), "doc.lm_power"),
         (broken(finish_reason=["eos", "done"]), "doc.lm_power"),
         (broken(self_reward=None), "doc.lm_power"),
@@ -301,7 +301,7 @@ def test_settings_of_the_command_line_are_the_runs(tmp_path):
     options = {"until": ["\n\n"], "max_gen_toks": 40, "alpha": 2.0, "completions": "runs/x", "do_sample": True}
     row = sample(0, "2+2=", [" so 4"], {"finish_reason": ["eos"]}, options=options)
     data = read(write_samples(tmp_path, row, config={"power_sampler": sampler}))
-    assert data.config == {**CONFIG.replace(alpha=2.0, max_new_tokens=40).deciding(), "stop": ["\n\n"]}
+    assert data.config == {**CONFIG.replace(alpha=2.0, max_new_tokens=40).relevant_options(), "stop": ["\n\n"]}
     assert "alpha=2.0" in data.summary()
     unknown = write_samples(tmp_path / "b", row, config={"power_sampler": {**sampler, "particles": 64}})
     assert "particles" in refused(unknown)

@@ -48,7 +48,7 @@ def full_forward(model: torch.nn.Module, prompt: list[int], tokens: tuple[int, .
 
 
 def worst_difference(model: torch.nn.Module, rows: int = 3, **options: object) -> tuple[float, list[Completion]]:
-    """Largest |Δ log p| over all tokens of two completions a prompt, and the completions."""
+    """Largest |Δ log p| over all tokens of two completions per prompt, and the completions."""
     sampler = PowerSampler(model, None, max_rows=rows, eos_token_ids=range(4))
     drawn = sampler.generate(prompts(), n=2, **(OPTIONS | options))
     worst = 0.0
@@ -136,7 +136,7 @@ def test_a_model_spread_by_a_device_map_is_served(tmp_path):
 def test_longrope_is_served_up_to_its_original_window():
     """Guards: a row past the window switching the angles of every row of the batch."""
     sampler = PowerSampler(make_model("phi3-longrope"), None)
-    assert sampler.backend.max_positions == 96
+    assert sampler.host.backend.max_positions == 96
     with pytest.raises(OptionError, match="96 positions"):
         sampler.generate([[5, 6, 7], [5]], max_new_tokens=94)
 

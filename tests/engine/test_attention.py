@@ -207,7 +207,7 @@ def test_from_pretrained_keeps_what_the_user_names(gpu, tmp_path):
     words().save_pretrained(tmp_path)
     for options, chosen in (({}, "lm_power"), ({"attn_implementation": "eager"}, "eager")):
         sampler = PowerSampler.from_pretrained(str(tmp_path), device="cpu", **options)
-        assert sampler.backend.config._attn_implementation == chosen
+        assert sampler.host.backend.config._attn_implementation == chosen
 
 
 def test_power_hf_keeps_what_the_user_names(gpu, tmp_path):
@@ -228,7 +228,7 @@ def run_python(*arguments: str, **environment: str) -> None:
     """A Python of its own, whose output is shown if it fails."""
     done = subprocess.run(
         [sys.executable, *arguments],
-        env=os.environ | {"PYTHONPATH": str(HERE.parent), "HF_HUB_OFFLINE": "1"} | environment,
+        env=os.environ | {"PYTHONPATH": str(HERE.parent / "support"), "HF_HUB_OFFLINE": "1"} | environment,
         cwd=HERE.parents[1],
         capture_output=True,
         text=True,

@@ -105,7 +105,7 @@ def draw(
     proposer: torch.nn.Module | None = None,
     **options: object,
 ) -> list[Completion]:
-    """Three completions a prompt, from five rows."""
+    """Three completions per prompt, from five rows."""
     sampler = PowerSampler(model, words(), max_rows=5, eos_token_ids=(EOS, 7), proposer=proposer)
     options = suited(str(options.pop("method", "power")), OPTIONS | options)
     return [c for cs in sampler.generate(PROMPTS, n=3, stop=stop, **options) for c in cs]

@@ -48,7 +48,7 @@ def test_what_works_stays(graphs, caplog):
     assert drawn(make_model("qwen2")) == expected
     assert drawn(make_model("qwen2"), cuda_graphs=True) == expected
     made = sampler(make_model("qwen2"))
-    assert made.backend.replays and made.backend.compiles_draw and Graph.replays > 10
+    assert made.host.backend.replays and made.host.backend.compiles_draw and Graph.replays > 10
     assert not caplog.records
 
 
@@ -84,7 +84,7 @@ def test_recorded_steps_that_fail_or_disagree_are_switched_off(graphs, monkeypat
 def test_a_step_that_cannot_be_recorded_is_switched_off(graphs_on_the_cpu, caplog):  # noqa: F811
     """Guards: a model whose step asks for a value: here the draw for CPUs does."""
     made = sampler(make_model("qwen2"))
-    assert not made.backend.replays
+    assert not made.host.backend.replays
     assert "not permitted" in caplog.records[-1].getMessage()
 
 
@@ -116,7 +116,7 @@ def test_a_compiled_draw_that_fails_or_disagrees_is_left_out(graphs, monkeypatch
     expected = drawn(make_model("qwen2"), cuda_graphs=False)
     monkeypatch.setattr(torch, "compile", compile_)
     made = sampler(make_model("qwen2"))
-    assert made.backend.replays and not made.backend.compiles_draw
+    assert made.host.backend.replays and not made.host.backend.compiles_draw
     assert [c.token_ids for (c,) in made.generate([[5], [6, 7]], **OPTIONS)] == expected
     (record,) = caplog.records
     assert "the compiled draw does not work here" in record.getMessage() and REPORT in record.getMessage()

@@ -149,7 +149,7 @@ def test_a_gpu_that_runs_out_of_memory_draws_the_same_completions(caplog):
     free = drawn()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    half = needed(sampler.backend, sampler.backend.input_device, 308, 300).row * 40  # rows' caches, of 64
+    half = needed(sampler.host.backend, sampler.host.backend.input_device, 308, 300).row * 40  # rows' caches, of 64
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + half) / total)
     try:
         assert drawn() == free

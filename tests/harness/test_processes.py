@@ -151,7 +151,7 @@ def test_killed_and_started_again(tiny, tmp_path, quiet):
     assert path.read_bytes() == whole
     files = command.files()
     assert [len(records) for records in files.values()] == [kept, total - kept]
-    assert "dropped a torn last line of 100 bytes" in command.log.read_text()
+    assert "removed an incomplete last line of 100 bytes" in command.log.read_text()
     assert_same_outcome(command, quiet)
 
 

@@ -218,7 +218,7 @@ def test_damaged_and_growing_stores(stores, tmp_path, capsys, caplog) -> None:
         lines.write('{"format": 2, "key": "torn')
     with caplog.at_level(logging.WARNING):
         assert run("--base", base, "--power", power, "--output", tmp_path / "out") == 0
-    assert "not whole" in caplog.text
+    assert "an incomplete last line" in caplog.text
     with file.open("a") as lines:
         lines.write("\n")
     assert run("--base", base, "--power", power, "--output", tmp_path / "out") == 2

@@ -135,8 +135,7 @@ class FakeServer:
                 await asyncio.sleep(ways.pause)
             log_p = self.next_log_p((*context, *drawn))
             weights = np.exp(inverse * (log_p - log_p.max()))
-            generator = np.random.default_rng([body["seed"], len(context) + len(drawn)])
-            token = int(np.searchsorted(np.cumsum(weights)[:-1], generator.random() * weights.sum(), side="right"))
+            token = draw_token(weights, body["seed"], len(context) + len(drawn))
             if token in body["stop_token_ids"]:
                 reason = "stop"
                 if not ways.keeps_stop:
@@ -191,6 +190,12 @@ class FakeServer:
             loop.close()
 
 
+def draw_token(weights: np.ndarray, seed: int, position: int) -> int:
+    """A token by its weight, which depends on the query's seed and the position alone."""
+    uniform = np.random.default_rng([seed, position]).random()
+    return int(np.searchsorted(np.cumsum(weights)[:-1], uniform * weights.sum(), side="right"))
+
+
 def _error(status: int, message: str) -> web.HTTPException:
     kind = {400: web.HTTPBadRequest, 404: web.HTTPNotFound}[status]
     return kind(text=json.dumps({"error": {"message": message}}), content_type="application/json")
@@ -198,20 +203,32 @@ def _error(status: int, message: str) -> web.HTTPException:
 
 def of_model(folder: str) -> FakeServer:
     """A server over a checkpoint in a folder, in float64: its numbers do not depend on what else is asked."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    spell = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+    server = FakeServer(law_of_model(folder), spell)
+    server.ways.card |= {"root": folder, "max_model_len": AutoConfig.from_pretrained(folder).max_position_embeddings}
+    return server
+
+
+def law_of_model(folder: str, adapter: str | None = None) -> Callable[[tuple[int, ...]], np.ndarray]:
+    """The next-token law of a checkpoint, with a PEFT adapter on top if one is named."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if adapter is not None:
+        from lm_power.adapter import load_adapter
+
+        model = load_adapter(model, adapter)
 
     @functools.cache
     def next_log_p(context: tuple[int, ...]) -> np.ndarray:
         with torch.inference_mode():
             return model(torch.tensor([context])).logits[0, -1].log_softmax(-1).numpy()
 
-    server = FakeServer(next_log_p, functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False))
-    server.ways.card |= {"root": folder, "max_model_len": model.config.max_position_embeddings}
-    return server
+    return next_log_p
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def served():
         server.url = url
         yield server, sampler
         for each in samplers:
-            each.backend.close()
+            each.host.close()
 
 
 def outcome(sampler: PowerSampler, n=3, **options):
@@ -190,7 +190,7 @@ def test_giving_a_row_up_closes_its_connection(served) -> None:
     """Guards requests that decode on for nobody."""
     server, sampler = served
     server.ways.pause = 30
-    decoder = TopKDecoder(sampler().backend.client, 2, EOS, NO_STOPS)
+    decoder = TopKDecoder(sampler().host.client, 2, EOS, NO_STOPS)
     decoder.load(0, PROMPT)
     decoder.submit(0, Request(0, 5, 2.0, np.random.default_rng(0).random(5)))
     eventually(lambda: server.under_way == 1)

@@ -3,47 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
 from methods import suited
+from remote.confined import (
+    ALPHA,
+    COMPLETIONS,
+    CONFINED,
+    FALSE_ALARM,
+    LONGEST,
+    ON_LISTS,
+    TARGET,
+    TOP,
+    TOY,
+    chain,
+    exact,
+    q_k,
+)  # fmt: skip
 from remote.table_client import NO_STOPS, PROMPT, TableClient, counts_of, decoder_of, draw
 from tiny_tokenizers import words
-from toy import agreement, ancestral_law, own_law, power_law, random_toy, total_variation, transition_matrix
+from toy import agreement, ancestral_law, own_law, random_toy, total_variation
 
-from lm_power.chains import BlockwiseMetropolis, Stream, make_algorithm
+from lm_power.chains import Stream, make_algorithm
 from lm_power.chains.tempering import Tempering
 from lm_power.config import SamplerConfig
 from lm_power.decoding import FinishedBy, Measures, Request
 from lm_power.engine import StopStrings
 from lm_power.remote.decoder import ServerError, TopKDecoder, seed_of
-
-ALPHA, LONGEST, TOP = 1.5, 3, 3
-FALSE_ALARM = 1e-5
-TOY = random_toy(6, (4, 5), seed=5, eos_bias=-0.5)
-CONFINED = dataclasses.replace(TOY, reach=TOP, _tables={})
-COMPLETIONS = list(TOY.completions(LONGEST))
-TARGET = power_law(TOY, COMPLETIONS, ALPHA)
-ON_LISTS = np.array([np.isfinite(CONFINED.segment(x, 0, ALPHA, LONGEST).log_q).all() for x in COMPLETIONS])
-
-
-def chain(steps: int, **options) -> BlockwiseMetropolis:
-    return BlockwiseMetropolis(ALPHA, ALPHA, LONGEST, steps, LONGEST, **options)
-
-
-def q_k() -> np.ndarray:
-    """[completions] probabilities of token-by-token draws from q_K."""
-    return np.array([np.exp(CONFINED.segment(x, 0, ALPHA, LONGEST).log_q.sum()) for x in COMPLETIONS])
-
-
-@functools.cache
-def exact(steps: int, explore: float) -> np.ndarray:
-    """[completions] law of a chain of one block after some steps, by its transition matrices."""
-    states, inside = transition_matrix(CONFINED, chain(steps))
-    assert states == COMPLETIONS
-    _, outside = transition_matrix(CONFINED, chain(steps, explore=0.5))
-    return q_k() @ np.linalg.matrix_power((1 - explore) * inside + explore * outside, steps)
 
 
 def test_single_draws_are_from_q_k() -> None:

@@ -155,8 +155,8 @@ def test_from_python(served) -> None:
         sampler.generate(["w2"], max_new_tokens=512)
     with pytest.raises(OptionError, match="a server's memory is not known"):
         PowerSampler.from_server(served.url, max_rows="auto", **options)
-    sampler.backend.close()
-    sampler.backend.close()
+    sampler.host.close()
+    sampler.host.close()
 
 
 def test_standard_and_temperature_need_no_exploring(served) -> None:

@@ -11,13 +11,13 @@ from matplotlib.text import Text
 from report_pages import HOSTILE, with_answers
 from report_runs import make_comparison, make_run
 
+from lm_power.report.figure_data import acceptance_by_stage
 from lm_power.report.figures import DRAWERS, Figure, Omitted, write_figures
 from lm_power.report.figures.acceptance import by_block
 from lm_power.report.figures.accuracy import cost, reliability_by_decile
 from lm_power.report.figures.histograms import length, self_reward
 from lm_power.report.figures.style import look, plain, settings
 from lm_power.report.runs import Comparison
-from lm_power.report.statistics import acceptance_by_stage
 from lm_power.report.summary import summarise
 
 LONG = (

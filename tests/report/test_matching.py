@@ -58,7 +58,7 @@ DIFFERENCES = {
     ),
     "prompts": (
         with_problems(make_run("b", problems=5), lambda p: other_prompt(p) if p.doc_id in (1, 4) else p),
-        r"prompts: 2 of 5 shared documents are asked otherwise in 'b' than in 'a'; document 1 .*'Think.' and its end",
+        r"prompts: 2 of 5 shared documents differ between 'b' and 'a'; document 1 .*'Think.' and its end",
         3,
     ),
     "version": (make_run("b", problems=5, task_version="2.0"), r"task version: 1.0 in 'a'; 2.0 in 'b'", 5),

@@ -122,6 +122,19 @@ def test_a_long_text_is_cut_and_says_so(hostile):
     assert Page(path).text.count(f"[{cut}; the whole text is in runs/<b>, document 0, completion 2]") == 3
 
 
+def test_a_program_keeps_its_lines_and_prose_does_not(tmp_path):
+    """Guards the indentation of code on a phone, where the text scrolls; long lines are broken, not scrolled."""
+    program, prose = "    for x in y:\n        yield x\n", f"{'One long sentence. ' * 20}\nAnother."
+    runs = [with_answers(make_run(name, problems=1, n=1), text=text) for name, text in (("a", program), ("b", prose))]
+    build_report(Comparison("code", None, tuple(runs)), tmp_path)
+    divisions = [
+        attributes for tag, attributes in Page(next(tmp_path.glob("problems/*/0001.html"))).elements if tag == "div"
+    ]
+    texts = [attributes for attributes in divisions if attributes.get("class", "").startswith("text")]
+    assert [attributes["class"] for attributes in texts] == ["text", "text", "text lines", "text"]
+    assert [attributes.get("tabindex") for attributes in texts] == [None, None, "0", None]
+
+
 def test_tables_on_the_page_are_the_tables(plain, plain_comparison):
     """Guards against a page that rounds, drops or reorders what the CSV says."""
     rows = Page(plain / "index.html").rows

@@ -194,7 +194,7 @@ def test_a_task_that_is_not_ours(tmp_path, metrics, correct, note):
 
 @pytest.mark.parametrize("graded", [True, False])
 def test_several_completions_of_a_task_that_is_not_ours(tmp_path, graded):
-    """Guards stock majority votes: one verdict a document is its accuracy, and none of a single completion.
+    """Guards stock majority votes: one verdict per document is its accuracy, and none of a single completion.
 
     Padding goes by `repeats`.
     """
@@ -293,7 +293,7 @@ def no_text_generation(folder):
 
 BREAKS = {
     "truncated results": (lambda d: results_of(d).write_text('{"results": {'), "is not JSON"),
-    "results that are none": (lambda d: results_of(d).write_text("[1]"), "not a whole results file"),
+    "results that are none": (lambda d: results_of(d).write_text("[1]"), "not a complete results file"),
     "results of something else": (
         lambda d: results_of(d).write_text('{"results": {}, "config": {}, "configs": {"a": 1}}'), "must be objects",
     ),
@@ -334,7 +334,7 @@ def test_sources_that_are_nothing(tmp_path):
         "nowhere": "no such file",
         "empty": "holds no results",
         "other": "is not a completion",
-        "void": "no completion yet",
+        "void": "no completions yet",
         "other/data.jsonl": "is not a results file",
     }.items():
         with pytest.raises(UserError, match=message):

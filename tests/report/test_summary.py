@@ -8,7 +8,8 @@ from report_runs import make_run
 
 from lm_power.completion import Steps
 from lm_power.report.runs import Answer, Problem
-from lm_power.report.summary import Estimate, majority_matrix, pass_matrix, summarise
+from lm_power.report.summary import majority_matrix, pass_matrix, summarise
+from lm_power.stats.means import Estimate
 
 
 def run_of(*problems, **fields):

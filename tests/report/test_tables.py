@@ -10,8 +10,9 @@ from report_runs import make_comparison, make_run
 
 from lm_power.report.formats import to_csv, to_latex, to_markdown
 from lm_power.report.runs import Answer, Comparison
-from lm_power.report.summary import Estimate, summarise
+from lm_power.report.summary import summarise
 from lm_power.report.tables import Column, Table, make_tables
+from lm_power.stats.means import Estimate
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -71,14 +72,18 @@ def test_gaps_are_gaps_in_every_format():
 
 
 def test_what_differs_is_with_every_table():
-    comparison = dataclasses.replace(make_comparison(), notes=("Compared in spite of differences: N",))
+    comparison = dataclasses.replace(make_comparison(), notes=("Compared despite differences: N",))
     tables = make_tables(comparison)
     assert [table.key for table in tables] == ["results", "votes", "costs", "tests"]
-    assert all("Compared in spite" in to_markdown([t]) and "Compared in spite" in to_latex(t) for t in tables)
+    assert all("Compared despite" in to_markdown([t]) and "Compared despite" in to_latex(t) for t in tables)
 
 
-def test_one_completion_a_problem_has_no_table_of_votes():
-    assert [t.key for t in make_tables(Comparison("task", None, (make_run(n=1),)))] == ["results", "costs"]
+def test_one_completion_per_problem_has_no_votes_and_no_best():
+    """Guards against columns of dashes: nothing is the best of one."""
+    results, costs = make_tables(Comparison("task", None, (make_run(n=1),)))
+    assert (results.key, costs.key) == ("results", "costs")
+    assert "best of N" not in " ".join([results.caption, *results.header]).lower()
+    assert "Accuracy, best of N" in make_tables(Comparison("task", None, (make_run(n=2),)))[0].header
 
 
 def test_what_methods_tell_of_their_target_is_a_table_where_one_does():
@@ -96,8 +101,20 @@ def test_what_methods_tell_of_their_target_is_a_table_where_one_does():
 
 
 def test_the_run_is_named_where_model_and_sampling_do_not_tell():
-    assert make_tables(make_comparison())[0].header[0] == "Model"
+    plain, other = make_run("pocket, power, alpha=4"), make_run("two, power, alpha=4", model="two")
+    assert make_tables(Comparison("task", None, (plain, other)))[0].header[0] == "Model"
     assert make_tables(Comparison("task", None, (make_run("mine"),)))[0].header[0] == "Run"
+
+
+def test_what_all_runs_share_is_told_once():
+    """Guards narrow screens against columns that say the same in every row; the CSV keeps them."""
+    for table in make_tables(make_comparison(n=4)):
+        if table.key != "tests":
+            assert table.caption.startswith("Model: pocket. N: 4. ")
+            assert not {"Model", "N"} & set(table.header)
+            assert {(row["model"], row["n"]) for row in read_csv(to_csv(table))} == {("pocket", "4")}
+    alone = make_tables(Comparison("task", None, (make_run(),)))[0]
+    assert {"Model", "N"} < set(alone.header) and not alone.caption.startswith("Model")
 
 
 def test_numbers_for_readers():

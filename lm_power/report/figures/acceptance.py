@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.ticker import MaxNLocator
 
+from lm_power.report.figure_data import Bin, acceptance_by_cut, acceptance_by_stage
 from lm_power.report.figures.style import Drawing, Omitted, add_legend, left_out, look, new_canvas, share_axis
 from lm_power.report.runs import Comparison, Run
-from lm_power.report.statistics import Bin, acceptance_by_cut, acceptance_by_stage
 
 
 def by_block(comparison: Comparison) -> Drawing | Omitted:

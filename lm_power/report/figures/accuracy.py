@@ -11,6 +11,12 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
+from lm_power.report.figure_data import (
+    Curve,
+    majority_curve,
+    pass_at_k_curve,
+    reliability,
+)
 from lm_power.report.figures.style import (
     Drawing,
     Omitted,
@@ -22,12 +28,6 @@ from lm_power.report.figures.style import (
     share_axis,
 )
 from lm_power.report.runs import Comparison, Run
-from lm_power.report.statistics import (
-    Curve,
-    majority_curve,
-    pass_at_k_curve,
-    reliability,
-)
 from lm_power.report.summary import Summary, summarise
 
 OPEN: dict[str, Any] = {"markerfacecolor": "white"}

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from lm_power.report.figure_data import Split, by_correctness
 from lm_power.report.figures.style import (
     RIGHT_COLOUR,
     WRONG_COLOUR,
@@ -19,7 +20,6 @@ from lm_power.report.figures.style import (
     new_panels,
 )
 from lm_power.report.runs import Answer, Comparison
-from lm_power.report.statistics import Split, by_correctness
 
 BINS = 24
 

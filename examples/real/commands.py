@@ -1,0 +1,140 @@
+"""What the scripts of this folder share: their options, and one stock `lm_eval` command for each run.
+
+A run has a folder, OUT/seedS/NAME: `store` holds its completions, and `nN` (`nN-limitL`) what lm-eval wrote. A run that
+was cut off draws only what its store lacks; one whose results are there is not started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+STANDARD = {"method": "standard"}
+TEMPERATURE = {"method": "temperature", "proposal_temperature": 0.25}
+POWER = {"method": "power", "alpha": 4, "mcmc_steps": 10, "block_size": 192}
+HUMANEVAL = "power_humaneval"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A row of a table: one way to complete the problems of a task.
+
+    Attributes:
+        title: in the table.
+        options: further `--model_args`: the sampler's options, `peft` …
+        name: of its folder; default: the title, spelt as a file name.
+        task: lm-eval's name of it.
+        gen_kwargs: further `--gen_kwargs` than n.
+        n: completions per problem; None: as the command line says.
+    """
+
+    title: str
+    options: Mapping[str, Any]
+    name: str | None = None
+    task: str = HUMANEVAL
+    gen_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    n: int | None = None
+
+    @property
+    def folder(self) -> str:
+        """The last part of its folder's path.
+
+        >>> Run("power, 10 steps", POWER).folder
+        'power-10-steps'
+        """
+        return self.name or "-".join("".join(c if c.isalnum() or c in "._" else " " for c in self.title).split())
+
+
+def parser(description: str, n: int = 4) -> argparse.ArgumentParser:
+    """The options that all scripts take."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed, say, is an option of the trainer
+    )
+    parser.add_argument("model", help="a folder, or a hub id")
+    parser.add_argument(
+        "out", type=Path, help="folder of stores, results and tables; scripts of one model may share it"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run of everything per seed (default: 0)")
+    parser.add_argument("--n", type=int, default=n, help="completions per problem and seed (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="RUN", help="these runs only, by their title (default: all)")
+    parser.add_argument("--limit", type=int, help="the first so many problems only")
+    parser.add_argument("--max_gen_toks", type=int, help="longest completion in tokens (default: the task's)")
+    parser.add_argument("--rows", default="64", help="completions side by side, or auto (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", help="of the weights; bfloat16 on a GPU (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda … (default: lm-eval's choice)")
+    return parser
+
+
+def chosen(runs: Sequence[Run], args: argparse.Namespace) -> list[Run]:
+    """The runs that `--only` names; all without it."""
+    titles = [run.title for run in runs]
+    if unknown := sorted(set(args.only or ()) - set(titles)):
+        raise SystemExit(f"--only {unknown[0]!r}: must be one of {', '.join(map(repr, titles))}")
+    return [run for run in runs if not args.only or run.title in args.only]
+
+
+def folder(args: argparse.Namespace, run: Run, seed: int) -> Path:
+    """Everything of a run."""
+    return args.out / f"seed{seed}" / run.folder
+
+
+def results(args: argparse.Namespace, run: Run, seed: int) -> Path:
+    """What lm-eval writes for a run."""
+    limit = "" if args.limit is None else f"-limit{args.limit}"
+    return folder(args, run, seed) / f"n{run.n or args.n}{limit}"
+
+
+def evaluate(args: argparse.Namespace, run: Run, seed: int, more: Sequence[str] = ()) -> Path:
+    """Have lm-eval do a run, unless its results are there: the folder of its results.
+
+    Args:
+        args: the command line.
+        run: which.
+        seed: of the sampler.
+        more: further arguments of `lm_eval`.
+    """
+    output = results(args, run, seed)
+    if any(output.rglob("results_*.json")):
+        return output
+    model = {"pretrained": args.model, "dtype": args.dtype, **run.options, "seed": seed}
+    model["completions"] = folder(args, run, seed) / "store"
+    generation = {"n": run.n or args.n, **run.gen_kwargs}
+    if args.max_gen_toks is not None:
+        generation["max_gen_toks"] = args.max_gen_toks
+    arguments = ["--model", "power-hf", "--tasks", run.task, "--model_args", _pairs(model)]
+    arguments += ["--gen_kwargs", _pairs(generation), "--batch_size", args.rows, "--confirm_run_unsafe_code"]
+    arguments += ["--output_path", str(output), "--log_samples", *more]
+    arguments += [f"--{name}={getattr(args, name)}" for name in ("device", "limit") if getattr(args, name) is not None]
+    execute("lm_eval", *arguments)
+    return output
+
+
+def _pairs(options: Mapping[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in options.items())
+
+
+def execute(module: str, *arguments: str) -> None:
+    """Print `python -m module arguments`, and run it with this Python.
+
+    Raises:
+        SystemExit: it failed; what it said stands above.
+    """
+    command = ["-m", module, *arguments]
+    print(f"\n$ python {shlex.join(command)}", flush=True)
+    if code := subprocess.run([sys.executable, *command], check=False).returncode:
+        raise SystemExit(f"{module} ended with exit status {code}: mend that, and start this script again to go on")
+
+
+def report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
+    """Set the runs of the first seed side by side by `lm-power report`, in OUT/report."""
+    seed = args.seeds[0]
+    sources = [f"{run.title}={results(args, run, seed)}" for run in runs if run.task == HUMANEVAL]
+    execute("lm_power", "report", *sources, "--output", str(args.out / "report"))

@@ -1,0 +1,85 @@
+"""What the tables of this folder say: means over problems of what finished runs hold, seeds averaged."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from commands import Run, results
+
+from lm_power.report import runs as report
+from lm_power.report.reading import read_runs
+from lm_power.report.runs import Answer
+from lm_power.report.tables import cell_text
+from lm_power.stats.best_of_n import best_of_n
+from lm_power.stats.means import Estimate, estimate, mean
+
+Score = Callable[[Sequence[Answer]], float]
+"""A number of a problem, from its completions."""
+
+
+def finished(args: argparse.Namespace, run: Run) -> list[report.Run]:
+    """The results of a run, one per seed, with every completion and its verdict."""
+    return [read_runs([str(results(args, run, seed))])[-1] for seed in args.seeds]
+
+
+def over_problems(runs: Sequence[report.Run], score: Score) -> Estimate:
+    """Mean over problems of a number of its completions, averaged over seeds, and its standard error over problems.
+
+    Completions of one problem are no independent trials, whatever their seeds: the error knows problems alone.
+    """
+    per_seed = [[score(problem.answers) for problem in run.problems] for run in runs]
+    found = estimate([mean(values) for values in zip(*per_seed, strict=True)])
+    assert found is not None
+    return found
+
+
+def accuracy(answers: Sequence[Answer]) -> float:
+    """Share of a problem's completions that are right."""
+    return mean([answer.correct for answer in answers])
+
+
+def self_reward(answers: Sequence[Answer]) -> float:
+    """Their mean log p per token, nats."""
+    return mean([answer.self_reward for answer in answers])
+
+
+def best(score: str) -> Score:
+    """`correct` or `self_reward` of the completion with the largest self-reward."""
+    return lambda answers: best_of_n([a.self_reward for a in answers], [getattr(a, score) for a in answers])
+
+
+def tokens(answers: Sequence[Answer]) -> float:
+    """Tokens decoded for one completion, rejected work included."""
+    return mean([answer.tokens_decoded for answer in answers])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are numbers."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def summary(args: argparse.Namespace, runs: Sequence[Run]) -> str:
+    """Accuracy, self-reward, best of N and cost of runs, one a row."""
+    n, rows = args.n, []
+    several = len(args.seeds) > 1
+    for run in runs:
+        done = finished(args, run)
+        row = [run.title, cell_text(over_problems(done, accuracy), 3)]
+        if several:
+            row.append(", ".join(f"{over_problems([one], accuracy).value:.3f}" for one in done))
+        row.append(cell_text(over_problems(done, self_reward), 3))
+        if n > 1:
+            row += [cell_text(over_problems(done, best(score)), 3) for score in ("correct", "self_reward")]
+        rows.append([*row, cell_text(over_problems(done, tokens), 0)])
+    best_columns = [f"best of {n}: accuracy", f"best of {n}: self-reward"] if n > 1 else []
+    header = ["", "accuracy", *(["of each seed"] if several else []), "self-reward", *best_columns, "tokens decoded"]
+    return table(header, rows)
+
+
+def write(args: argparse.Namespace, name: str, text: str) -> None:
+    """Print a table and keep it in OUT."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / name).write_text(text, encoding="utf-8")
+    print(f"\n{text}\nWritten: {args.out / name}")

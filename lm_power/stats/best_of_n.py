@@ -1,0 +1,131 @@
+"""Estimators over the N completions of one problem; pure functions of verdicts, rewards and answers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+from lm_power.stats.means import mean
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased estimate of P(at least one of k completions is correct): `1 - C(n-c, k) / C(n, k)`.
+
+    The share of the k-subsets of the n completions that hold a correct one (Chen et al. 2021, section 2.1),
+    in exact integers.
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    subsets = math.comb(n, k)
+    return (subsets - math.comb(n - correct, k)) / subsets
+
+
+def ks(n: int) -> list[int]:
+    """The k of the pass@k that are reported for n completions: 1, 2, 4, … and n itself.
+
+    >>> ks(8), ks(6)
+    ([1, 2, 4, 8], [1, 2, 4, 6])
+    """
+    return [*(1 << power for power in range((n - 1).bit_length())), n]
+
+
+def best_of_n(rewards: Sequence[float], scores: Sequence[float]) -> float:
+    """Score of the completion with the largest reward; of several, their mean.
+
+    The expectation under a fair draw among equals, so that nothing depends on the order of the completions.
+
+    >>> best_of_n([-0.5, -0.1, -0.1], [0.0, 1.0, 0.0])
+    0.5
+    """
+    best = max(rewards)
+    return mean([score for reward, score in zip(rewards, scores, strict=True) if reward == best])
+
+
+def majority_vote(correct: Sequence[float], answers: Sequence[Any], equal: Callable[[Any, Any], bool]) -> float:
+    """Probability that the most frequent answer is the right one; ties are broken by a fair draw.
+
+    Args:
+        correct: verdict of each completion, 1.0 or 0.0.
+        answers: final answer of each; None, no answer, casts no vote.
+        equal: whether two wrong answers are the same; called only where their votes can matter.
+
+    The right answers are one group by their verdicts. A wrong answer joins the first group whose first
+    member equals it. With `c` votes for the right answer and `w` for the largest of the wrong ones: 1 if
+    c > w, 0 if c < w, else 1 / (number of groups of that size).
+
+    >>> majority_vote([1, 1, 0, 0, 0], ["4", "4.0", "5", "5", "6"], lambda a, b: a == b)
+    0.5
+    """
+    right = sum(1 for verdict, answer in zip(correct, answers, strict=True) if verdict and answer is not None)
+    wrong = [answer for verdict, answer in zip(correct, answers, strict=True) if not verdict and answer is not None]
+    if right == 0:
+        return 0.0
+    if right > len(wrong):
+        return 1.0
+    groups: list[list[Any]] = []
+    for answer in wrong:
+        for group in groups:
+            if equal(answer, group[0]):
+                group.append(answer)
+                break
+        else:
+            groups.append([answer])
+    sizes = [len(group) for group in groups]
+    if max(sizes) != right:
+        return float(max(sizes) < right)
+    return 1 / (1 + sizes.count(right))
+
+
+def majority_at_k(right: int, wrong: Sequence[int], n: int) -> list[float]:
+    """Majority vote over k of n completions, k = 1 … n: `majority_vote`, averaged over all k-subsets, exactly.
+
+    Args:
+        right: completions with the right answer.
+        wrong: completions of each wrong answer; those of neither kind cast no vote.
+        n: completions in all.
+
+    A subset with c votes for the right answer counts 1/(1 + t) if t wrong answers have c votes too and none has
+    more. Subsets are counted by generating functions: an answer with s completions contributes `Σ_{j<c} C(s, j) x^j`
+    where it stays below c votes, and `C(s, c) x^c` where it ties; answers too small to reach c contribute
+    `(1 + x)^s`, all of them together one such factor.
+
+    >>> majority_at_k(2, [2, 1], 5)[0], majority_at_k(2, [2, 1], 5)[4]
+    (0.4, 0.5)
+    """
+    favourable = [Fraction(0)] * (n + 1)
+    silent = n - right - sum(wrong)
+    for c in range(1, right + 1):
+        rivals = [size for size in wrong if size >= c]
+        small = silent + sum(size for size in wrong if size < c)
+        # by_ties[t][j]: ways in which j votes fall to others than the right answer and t of these have c.
+        by_ties = [[math.comb(small, j) for j in range(small + 1)]]
+        for size in rivals:
+            below = [math.comb(size, j) for j in range(c)]
+            tie = [*([0] * c), math.comb(size, c)]
+            by_ties = [
+                _add(
+                    _multiply(by_ties[t], below) if t < len(by_ties) else [],
+                    _multiply(by_ties[t - 1], tie) if t > 0 else [],
+                )
+                for t in range(len(by_ties) + 1)
+            ]
+        for t, ways in enumerate(by_ties):
+            for j, count in enumerate(ways[: n - c + 1]):
+                favourable[c + j] += Fraction(math.comb(right, c) * count, 1 + t)
+    return [float(favourable[k] / math.comb(n, k)) for k in range(1, n + 1)]
+
+
+def _multiply(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    product = [0] * (len(a) + len(b) - 1)
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            product[i + j] += x * y
+    return product
+
+
+def _add(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    return [x + y for x, y in itertools.zip_longest(a, b, fillvalue=0)]

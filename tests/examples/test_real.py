@@ -1,0 +1,164 @@
+"""examples/real, its scripts run as a user runs them, on a tiny model with random weights and two problems."""
+
+import functools
+import importlib
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import lm_eval.tasks
+import pytest
+import torch
+from tiny_tokenizers import byte_level
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from lm_power.report.runs import Answer
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "real"
+MODULES = ("commands", "scores", "base", "distilled", "methods", "ablations")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A folder with a model of bytes, so that every prompt can be read."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = byte_level()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=2048, eos_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def start(monkeypatch, model, tmp_path):
+    """Start a script on the model in OUT; the modules that it ran by `python -m`, in this process for speed."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    every = lm_eval.tasks.TaskManager  # would list lm-eval's own tasks, which takes half a minute
+    only_ours = functools.partial(every, include_path=str(ROOT / "tasks"), include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda include_path, metadata: only_ours(metadata=metadata))
+    ran = []
+
+    def execute(module, *arguments):
+        ran.append((module, *arguments))
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [module, *arguments])
+            try:
+                runpy.run_module(module, run_name="__main__")
+            except SystemExit as stop:
+                assert not stop.code, stop.code
+
+    def run(script, *arguments):
+        ran.clear()
+        small = ["--limit", "2", "--max_gen_toks", "6", "--device", "cpu", *arguments]
+        monkeypatch.setattr(sys, "argv", [script, model, str(tmp_path / "out"), *small])
+        module = importlib.import_module(script)
+        monkeypatch.setattr(sys.modules["commands"], "execute", execute)
+        module.main()
+        return list(ran)
+
+    yield run
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def titles(table: Path) -> list[str]:
+    """The first cells of the rows."""
+    return [line.split(" | ")[0].removeprefix("| ") for line in table.read_text().splitlines() if "±" in line]
+
+
+def test_the_base_table_resumes(start, tmp_path):
+    """Guards the commands, which lm-eval and the report parse here, and a second start that draws nothing."""
+    arguments = ["--only", "power", "--n", "2", "--seeds", "0", "1"]
+    assert [command[0] for command in start("base", *arguments)] == ["lm_eval", "lm_eval", "lm_power"]
+    table = tmp_path / "out" / "base.md"
+    written = table.read_text()
+    assert titles(table) == ["power"]
+    assert "of each seed" in written and "best of 2: accuracy" in written
+    assert (tmp_path / "out" / "report" / "index.html").exists()
+    stores = tmp_path.glob("out/seed*/power/store/*.jsonl")
+    keys = [json.loads(line)["key"] for file in stores for line in file.open(encoding="utf-8")]
+    assert len(keys) == len(set(keys)) == 2 * 2 * 2
+    assert [command[0] for command in start("base", *arguments)] == ["lm_power"]
+    assert table.read_text() == written
+
+
+def test_a_student_is_evaluated_beside_its_base(start, tmp_path):
+    """Guards teacher, training and the adapter's evaluation, each by its own command, and that none is done twice."""
+    row = {"code": "def add(x):\n    return x + 1", "test_list": ["assert add(1) == 2"]}
+    rows = [row | {"task_id": 11 + i, "prompt": f"Add {i}."} for i in range(2)]
+    (tmp_path / "mbpp.json").write_text(json.dumps(rows))
+    arguments = ["--mbpp_file", str(tmp_path / "mbpp.json"), "--n", "1", "--only", "standard", "distilled, standard"]
+    training = ["--epochs", "1", "--lora_r", "2", "--batch_size", "2", "--no-gradient_checkpointing"]
+    ran = start("distilled", *arguments, *training)
+    assert [command[0] for command in ran] == ["lm_eval", "lm_power.distill", "lm_eval", "lm_eval", "lm_power"]
+    assert list(ran[1][-len(training) :]) == training
+    models = [command[command.index("--model_args") + 1] for command in ran if command[0] == "lm_eval"]
+    assert ["peft=" in model for model in models] == [False, False, True]
+    table = tmp_path / "out" / "student.md"
+    written = table.read_text()
+    assert titles(table) == ["standard", "distilled, standard", "teacher"]
+    again = start("distilled", *arguments, *training)
+    assert [command[0] for command in again] == ["lm_power.distill", "lm_power"] and again[0][-1] == "--resume"
+    assert table.read_text() == written
+
+
+def test_methods_and_ablations_share_their_runs(start, tmp_path):
+    """Guards the tables of methods, pass@k and one option, and a figure; `power` at the paper's settings runs once."""
+    ran = start("methods", "--only", "standard", "power", "--n", "2")
+    assert len(ran) == 2
+    lines = (tmp_path / "out" / "methods.md").read_text().splitlines()[2:]
+    assert sorted(line.split(" | ")[0] for line in lines) == ["| best of 2, standard", "| power", "| standard"]
+    costs = [float(line.split(" | ")[1]) for line in lines]
+    assert costs == sorted(costs)
+    assert (tmp_path / "out" / "pass_at_k.md").read_text().startswith("|  | pass@1 | pass@2 |")
+    module = importlib.import_module("ablations")
+    module.VALUES["mcmc_steps"] = (0, 10)
+    (drawn,) = start("ablations", "--option", "mcmc_steps")
+    assert "mcmc_steps=0" in drawn[drawn.index("--model_args") + 1]
+    assert len((tmp_path / "out" / "ablation-mcmc_steps.md").read_text().splitlines()) == 4
+    assert (tmp_path / "out" / "ablation-mcmc_steps.svg").stat().st_size > 1000
+
+
+def test_every_setting_is_one_that_the_sampler_takes(start):
+    """Guards a long table that ends at a misspelt option, hours after its start."""
+    from lm_power.config import SamplerConfig
+
+    for script in ("base", "methods", "ablations"):
+        module = importlib.import_module(script)
+        runs = {
+            "base": lambda m: m.RUNS, "methods": lambda m: m.SEVERAL + m.ONE,
+            "ablations": lambda m: [m.run_of(option, value) for option in m.VALUES for value in m.VALUES[option]],
+        }[script](module)  # fmt: skip
+        for run in runs:
+            options = {name: value for name, value in run.options.items() if name != "randomize_weights"}
+            SamplerConfig(**options)
+        different = {(run.folder, tuple(sorted(run.options.items()))) for run in runs}
+        assert len(different) == len({run.folder for run in runs})
+
+
+def test_a_name_that_is_no_run_is_refused(start):
+    with pytest.raises(SystemExit, match=r"--only 'greedy': must be one of 'standard', 'temperature'"):
+        start("base", "--only", "greedy")
+
+
+def test_the_best_of_k_is_the_mean_over_all_subsets(start):
+    """By hand: of three completions the surest, which is wrong, is in two of the three pairs."""
+    methods = importlib.import_module("methods")
+    answers = [
+        Answer(text="", correct=correct, self_reward=reward)
+        for correct, reward in ((1.0, -0.5), (0.0, -0.1), (0.0, -0.9))
+    ]
+    assert methods.best_of(answers, 1, "correct") == pytest.approx(1 / 3)
+    assert methods.best_of(answers, 2, "correct") == pytest.approx(1 / 3)
+    assert methods.best_of(answers, 3, "correct") == 0
+    assert methods.best_of(answers, 2, "self_reward") == pytest.approx((-0.1 - 0.1 - 0.5) / 3)
