@@ -111,8 +111,8 @@ def check_same_run(earlier: Record, now: Record) -> None:
     was, would = (record["model"].get("precision") for record in (earlier, now))
     if was != would:
         raise OptionError(
-            f"precision={now['options']['precision']}: is {would} here ({now['model']['precision_reason']}), and this run "
-            f"was started in {was}; resume with precision={was}"
+            f"precision={now['options']['precision']}: is {would} here ({now['model']['precision_reason']}), and this "
+            f"run was started in {was}; resume with precision={was}"
         )
     if earlier["processes"] != now["processes"]:
         raise OptionError(

@@ -349,7 +349,7 @@ def test_datasets_can_load_a_store(tmp_path, monkeypatch):
 
 
 def test_fingerprint_tells_models_apart():
-    """Guards the fingerprint: any weight, dtype or setting that changes the distribution counts; where a model lies does not."""
+    """Guards the fingerprint: any weight, dtype or setting that changes the law counts; where a model lies does not."""
     from models import make_model
 
     base = fingerprint(make_model("qwen2"))

@@ -68,7 +68,7 @@ def test_a_run_trains_in_the_precision_that_it_says(tiny: str, store: str, tmp_p
     (unfinished / "distill.json").write_text(json.dumps({**record, "results": None}))
     (unfinished / "distill.yaml").write_text(yaml.safe_dump(record["options"]))
     pretend_cpu(monkeypatch, "avx2")
-    with pytest.raises(OptionError, match="precision=auto: is fp32 here .* resume with precision=bf16"):
+    with pytest.raises(OptionError, match=r"precision=auto: is fp32 here .* resume with precision=bf16"):
         run(tiny, store, unfinished, epochs=1, resume=True)
     run(tiny, store, unfinished, epochs=1, resume=True, precision="bf16")
     assert (unfinished / "adapter_model.safetensors").read_bytes() == (out / "adapter_model.safetensors").read_bytes()
