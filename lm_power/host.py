@@ -34,7 +34,6 @@ class Host(Protocol):
     eos_ids: tuple[int, ...]
     vocabulary: int | None
     max_positions: int | None
-    foreign: bool
 
     @property
     def relevant_options(self) -> Mapping[str, Any]:
