@@ -26,14 +26,14 @@ class Host(Protocol):
         eos_ids: tokens that end a completion, ascending; at least one.
         vocabulary: number of token ids; None where that is not known.
         max_positions: tokens of prompt and completion together, at most; None where there is no limit, or none known.
-        foreign: proposals come from another model than the target's.
+        foreign: proposals come from another model than the target.
     """
 
+    foreign: bool
     tokenizer: PreTrainedTokenizerBase | None
     eos_ids: tuple[int, ...]
     vocabulary: int | None
     max_positions: int | None
-    foreign: bool
 
     @property
     def relevant_options(self) -> Mapping[str, Any]:
@@ -98,16 +98,16 @@ class LocalHost:
         cuda_graphs: as in `tried_backend`.
         torch_compile: as in `tried_backend`.
         batch_shape: as in `Engine`.
-        proposer: another model of the same tokens, which proposals are drawn from; None: the model itself.
+        proposer: as in `tried_backend`.
 
     Attributes:
-        backend: runs the model.
+        backend: runs the model, or two of them, of which one proposes.
         vocabulary: token ids that the model takes.
         max_positions: for prompt and completion together; None where the model has no limit.
 
     Raises:
         UnsupportedModelError: the engine cannot serve this architecture.
-        OptionError: no EOS token is known, `batch_shape` is unknown, or `torch_compile` with a proposer.
+        OptionError: no EOS token is known, `batch_shape` is unknown, or `torch_compile` goes with a proposer.
     """
 
     def __init__(

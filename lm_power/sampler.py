@@ -78,9 +78,7 @@ class PowerSampler:
                 proposer=proposer,
             )
         elif proposer is not None:
-            raise OptionError(
-                "proposer with a server: log q has to be known for every token, and a server runs one model"
-            )
+            raise OptionError("proposer with a model elsewhere: log q needs a second model there, and there is one")
         else:
             self.host = model
         self.batch_shape, self.max_rows = batch_shape, max_rows

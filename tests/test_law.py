@@ -167,8 +167,8 @@ def test_exact_accelerations_change_no_completion(coupled: bool, method: str) ->
 def test_broken_samplers_are_rejected(kind, seed: int, options: dict[str, float], monkeypatch) -> None:
     """Guards against a chi-square test without teeth: the released code's bugs, with a fifth of the chains."""
 
-    def broken(config: SamplerConfig, foreign: bool) -> BlockwiseMetropolis:
-        return kind(**vars(make_algorithm(config, foreign)))
+    def broken(config: SamplerConfig, foreign: bool = False) -> BlockwiseMetropolis:
+        return kind(**vars(make_algorithm(config)))
 
     model = tiny_model(5, seed)
     completions, law = exact_power_law(enumerable(model, EOS_IDS), **options)

@@ -8,14 +8,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from engine.test_halving import Failures, failing
 from foreign_adapters import make_adapter
 from harness.tiny_lm import save_model
 from models import make_model, student_of
-from test_halving import Failures, failing
 from test_law import EOS_IDS, FALSE_ALARM, FLAT_SEED, LONGEST, PROMPT, ROWS, enumerable, p_value, tiny_model
 from toy import ancestral_law, power_law, total_variation, transition_matrix
 
-import lm_power.sampler
+import lm_power.host
 from lm_power import OptionError, PowerSampler
 from lm_power.chains import METHODS, BlockwiseMetropolis, make_algorithm
 from lm_power.config import SamplerConfig
@@ -92,7 +92,7 @@ def test_the_same_completions_when_memory_runs_out(monkeypatch) -> None:
     options = {"mcmc_steps": 4, "block_size": 5}
     sampler = PowerSampler(base, None, max_rows=6, eos_token_ids=range(6), proposer=student_of(base))
     expected = outcome(sampler, **options)
-    monkeypatch.setattr(lm_power.sampler, "Engine", failing(Failures({"step": {9, 30}, "submit": {9}})))
+    monkeypatch.setattr(lm_power.host, "Engine", failing(Failures({"step": {9, 30}, "submit": {9}})))
     assert outcome(sampler, **options) == expected
 
 

@@ -135,7 +135,7 @@ def forced(sampler: PowerSampler, lengths: Lengths | None, acceptance: float | N
         yield
         return
 
-    def chain(config: SamplerConfig, foreign: bool) -> ForcedChain:
+    def chain(config: SamplerConfig, foreign: bool = False) -> ForcedChain:
         return ForcedChain(make_algorithm(config, foreign), lengths, acceptance)
 
     with (

@@ -55,9 +55,10 @@ def tried_backend(
         UnsupportedModelError: the engine cannot serve this model, whatever its attention, or the two together.
         RuntimeError: `cuda_graphs=True`, and recorded steps fail or disagree with plain ones.
     """
-    backend: AnyBackend = _with_an_attention_that_works(model, cuda_graphs, torch_compile)
+    target = _with_an_attention_that_works(model, cuda_graphs, torch_compile)
+    backend: AnyBackend = target
     if proposer is not None:
-        backend = PairedBackend(backend, _with_an_attention_that_works(proposer, cuda_graphs, torch_compile))
+        backend = PairedBackend(target, _with_an_attention_that_works(proposer, cuda_graphs, torch_compile))
     if backend.replays and (reason := failure(lambda: try_draw(backend.input_device, backend.vocabulary))):
         backend.compiles_draw = False
         _warn("the compiled draw", reason, "the plain one, which is slower", "")

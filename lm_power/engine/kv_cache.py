@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,9 +103,9 @@ class _RowLayer(CacheLayerMixin):
 class CacheLayers(Cache):
     """Layers of a cache as a model sees them, one for each of its own."""
 
-    def __init__(self, window: _Window, layers: list[_RowLayer]) -> None:
+    def __init__(self, window: _Window, layers: Sequence[CacheLayerMixin]) -> None:
         self.window = window
-        super().__init__(layers=layers)
+        super().__init__(layers=list(layers))
 
     def get_query_offset(self, layer_idx: int = 0) -> Tensor:  # type: ignore[override]
         """[rows, queries] positions of the queries; see `lm_power.engine.masks`."""
@@ -166,7 +167,8 @@ class RowCache(CacheLayers):
 
     def part(self, start: int, stop: int) -> CacheLayers:
         """Layers [start, stop), for a model that shares the rows with others."""
-        return CacheLayers(self.window, self.layers[start:stop])
+        layers: list[Any] = self.layers[start:stop]  # transformers allows for layers of other kinds in a cache
+        return CacheLayers(self.window, layers)
 
     def swap(self, row: int, other: int, length: int) -> None:
         """Let two rows change places, with their first `length` slots."""

@@ -55,7 +55,7 @@ class Server:
         self.client, self.card, self.tokenizer, self.eos_ids = client, card, tokenizer, tuple(sorted(set(eos_ids)))
         self.vocabulary = None if tokenizer is None else len(tokenizer)
         self.max_positions = card.window
-        self.foreign = False
+        self.foreign = False  # one model is all that there is
         client.eos_ids = list(self.eos_ids)
 
     @classmethod

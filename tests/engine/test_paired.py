@@ -12,7 +12,7 @@ from engine.test_batch_shape import life, make_engine
 from models import VOCABULARY, make_model, student_of
 from toy import agreement
 
-import lm_power.sampler
+import lm_power.host
 from lm_power import PowerSampler
 from lm_power.decoding import Bound, Request
 from lm_power.engine import Engine, HFBackend, StopStrings, UnsupportedModelError
@@ -61,7 +61,7 @@ def test_both_models_see_what_a_plain_forward_pass_sees(backend, recorded, monke
     Chains on fewer rows than there are jobs, with coupled resume and prefetch: log p and the entropy of every token
     against the base, log q against the student at the proposal's temperature, to 1e-8.
     """
-    monkeypatch.setattr(lm_power.sampler, "Engine", functools.partial(Engine, ahead=ahead))
+    monkeypatch.setattr(lm_power.host, "Engine", functools.partial(Engine, ahead=ahead))
     models = [model.model for model in backend.models]
     sampler = PowerSampler(models[0], None, max_rows=5, eos_token_ids=range(4), proposer=models[1])
     options = {"alpha": 1.5, "proposal_temperature": TEMPERATURE, "block_size": 6, "mcmc_steps": 3, "cut": "entropy"}
