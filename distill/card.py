@@ -20,7 +20,8 @@ _NO_POWER = (None, "standard", "temperature")
 _START = {
     "same": "yes: self-distillation",
     "another": "no: the teacher had other weights than those that training starts from",
-    "unknown": "not known: the weights here have fewer digits than the teacher's, or are not all in one place",
+    "unknown": "not known: the weights here have fewer digits than the teacher's, or are not all in one place, or its "
+    "adapter was merged",
     "untold": "not known: the data do not tell the teacher's weights",
 }
 

@@ -66,6 +66,55 @@ def load_adapter(
     return model if trainable else model.eval()
 
 
+def merged(model: PeftModel, *, option: str = "merge_adapter") -> Any:
+    """The base with its adapter merged into its weights, without the adapter's own products in every decode step.
+
+    Each layer is merged in float32 and rounded to the dtype that it had, so that in bfloat16 the merged model is not
+    the unmerged one to the last bit.
+
+    Args:
+        model: as `load_adapter` made it; is used up.
+        option: how the user asked for it, for messages.
+
+    Raises:
+        OptionError: the base is quantised, or this kind of adapter cannot be merged into the same model.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base: Any = model.get_base_model()
+    if getattr(base, "is_quantized", False):
+        raise OptionError(f"{option}: the base is quantised, and merging would round its weights anew; leave it out")
+    if not hasattr(model.base_model, "merge_and_unload"):
+        kind = type(model.active_peft_config).__name__.removesuffix("Config")
+        raise OptionError(f"{option}: an adapter of kind {kind} changes no weights that it could be merged into")
+    refuse_adapted_ties(model, option, "leave merge_adapter out")
+    try:
+        for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+            dtype = next(layer.get_base_layer().parameters()).dtype
+            layer.float()
+            layer.merge()
+            layer.to(dtype)
+        return model.base_model.merge_and_unload().eval()
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise OptionError(f"{option}: peft cannot merge it: {' '.join(str(error).split())[:300]}") from error
+
+
+def refuse_adapted_ties(model: PeftModel, option: str, remedy: str) -> None:
+    """Raise `OptionError` for low-rank updates of embeddings that are one weight with the output layer.
+
+    An update of one side leaves the other as it is, until merging adds it to both. With peft's `ensure_weight_tying`
+    both sides share the update, and merging adds it twice (peft 0.21). Either way the merged model is another one.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    sides = (model.get_input_embeddings(), model.get_output_embeddings())
+    if tied_embeddings(model) and any(isinstance(side, BaseTunerLayer) for side in sides):
+        raise OptionError(
+            f"{option}: adapts the embeddings, which this model shares with its output layer: merging the adapter "
+            f"would give another model (peft #2018); {remedy}"
+        )
+
+
 def tied_embeddings(model: Any) -> bool:
     """Whether input and output embeddings of a model, or of a PEFT model's base, are one parameter."""
     sides = [_bottom(side) for side in (model.get_input_embeddings(), model.get_output_embeddings())]

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lm_power.adapter import load_adapter
+from lm_power.adapter import load_adapter, merged
 from lm_power.chains import Algorithm, Path, make_algorithm
 from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
@@ -95,6 +95,7 @@ class PowerSampler:
         dtype: str = "auto",
         max_rows: int | Literal["auto"] = 64,
         peft: str | None = None,
+        merge_adapter: bool = False,
         cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         batch_shape: BatchShape = "shrinking",
@@ -108,6 +109,7 @@ class PowerSampler:
             dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
             max_rows: see the class.
             peft: hub id or folder of a PEFT adapter to load on top (see `lm_power.adapter`).
+            merge_adapter: merge it into the base (see `lm_power.adapter.merged`).
             cuda_graphs: see the class.
             torch_compile: see the class.
             batch_shape: see the class.
@@ -117,6 +119,8 @@ class PowerSampler:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        if merge_adapter and peft is None:
+            raise OptionError("merge_adapter=True: there is no adapter to merge; name one by peft, or leave it out")
         if "device_map" not in model_options:
             model_options["device_map"] = device or default_device()
         model: Any = AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, **model_options)
@@ -124,6 +128,7 @@ class PowerSampler:
             prefer_spans(model)
         if peft is not None:
             model = load_adapter(model, peft)
+            model = merged(model, option=f"merge_adapter=True, peft={peft}") if merge_adapter else model
         revision = {k: v for k, v in model_options.items() if k in ("revision", "trust_remote_code", "token")}
         tokenizer = AutoTokenizer.from_pretrained(pretrained, **revision)
         return cls(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from lm_power.adapter import load_adapter
+from lm_power.adapter import load_adapter, merged
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine import BatchShape
 from lm_power.engine.attention import prefer_spans
@@ -32,6 +32,7 @@ class PowerHF(PowerGeneration, HFLM):
         completions: folder of a store; a run that was cut short goes on where it stopped.
         randomize_weights: evaluate the architecture with freshly initialised weights (the negative control
             RandW of Tomihari & Sato 2026).
+        merge_adapter: merge the adapter of `peft` into the base (see `lm_power.adapter.merged`).
         cuda_graphs, torch_compile, batch_shape: see `lm_power.PowerSampler`.
         arguments: sampler options (`lm_power.config.SamplerConfig`) and all of HFLM's. `batch_size` is the
             number of completions decoded side by side, "auto" for as many as fit. Without
@@ -47,6 +48,7 @@ class PowerHF(PowerGeneration, HFLM):
         pretrained: Any,
         completions: str | None = None,
         randomize_weights: bool = False,
+        merge_adapter: bool = False,
         cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         batch_shape: BatchShape = "shrinking",
@@ -54,7 +56,10 @@ class PowerHF(PowerGeneration, HFLM):
     ) -> None:
         ours, theirs = split_model_args(arguments)
         self.sampler_config = reaching_all(SamplerConfig().replace(**ours))
-        switches = {"randomize_weights": randomize_weights, "cuda_graphs": cuda_graphs, "torch_compile": torch_compile}
+        switches = {
+            "randomize_weights": randomize_weights, "merge_adapter": merge_adapter,
+            "cuda_graphs": cuda_graphs, "torch_compile": torch_compile,
+        }  # fmt: skip
         for name, switch in switches.items():
             if not (isinstance(switch, bool) or (name == "cuda_graphs" and switch is None)):
                 raise OptionError(f"{name}={switch!r}: must be true or false")
@@ -66,6 +71,8 @@ class PowerHF(PowerGeneration, HFLM):
         if theirs.get("device") is None:  # HFLM would ask for "cuda" even where there is none
             theirs["device"] = default_device()
         peft = theirs.pop("peft", None)
+        if merge_adapter and not peft:
+            raise OptionError("merge_adapter=True: there is no adapter to merge; name one by peft=, or leave it out")
         if peft and not isinstance(pretrained, str):
             raise OptionError("peft with a model that is loaded already: pass that model with the adapter on it")
         if peft and theirs.get("delta"):
@@ -75,13 +82,16 @@ class PowerHF(PowerGeneration, HFLM):
             # Not by HFLM: it cuts the embeddings to the tokenizer's tokens, and ties weights again that an adapter
             # has parted (lm-eval #2748, peft #2415).
             self._model: Any = load_adapter(self._model, str(peft), revision=self.revision)
+            if merge_adapter:
+                self._model = merged(self._model, option=f"merge_adapter=True, peft={peft}")
             self.peft = peft
         if isinstance(pretrained, str) and theirs.get("attn_implementation") is None:
             prefer_spans(self.model)
         self._join_processes()
         if randomize_weights:
             randomize(self.model, self.sampler_config.seed)
-        self._randomized, self._cuda_graphs, self._torch_compile = randomize_weights, cuda_graphs, torch_compile
+        self._randomized, self._merged = randomize_weights, merge_adapter
+        self._cuda_graphs, self._torch_compile = cuda_graphs, torch_compile
         self._batch_shape: BatchShape = batch_shape
 
     @functools.cached_property
@@ -101,7 +111,7 @@ class PowerHF(PowerGeneration, HFLM):
     def model_name(self) -> str:
         """The model as the store records it: "name@fingerprint"."""
         name = self.pretrained if isinstance(self.pretrained, str) else self.model.name_or_path
-        return str(Identity(str(name), self.peft or None, self._randomized, fingerprint(self.model)))
+        return str(Identity(str(name), self.peft or None, self._randomized, fingerprint(self.model), self._merged))
 
     def check_generation(self) -> None:
         """Refuse mixed precision."""
