@@ -165,7 +165,7 @@ def _fresh_adapter(base: PreTrainedModel, config: DistillConfig, targets: tuple[
 
 def _check_adapter(folder: str, model: str, base_fingerprints: Mapping[str, str]) -> None:
     """Refuse an adapter that was made for another base."""
-    from lm_power.distill.record import read_record
+    from lm_power.distill.record import public_name, read_record
 
     path = Path(folder) / "adapter_config.json"
     try:
@@ -178,7 +178,7 @@ def _check_adapter(folder: str, model: str, base_fingerprints: Mapping[str, str]
     if both:
         if all(known[dtype] == base_fingerprints[dtype] for dtype in both):
             return
-    elif named is None or named == model or _same_path(named, model):
+    elif named is None or named in (model, public_name(model)) or _same_path(named, model):
         return
     raise OptionError(
         f"adapter={folder}: was trained on another base ({named}), --model is {model}; name that base as --model"

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from lm_power.config import OptionError, check_names
@@ -194,7 +195,7 @@ class DistillTrainer(Trainer):
                 folder_path=str(self.args.output_dir),
                 commit_message="Add the result of a distillation by lm-power",
                 token=self.args.hub_token,
-                ignore_patterns=["_*", "checkpoint-*", RECORD, CONFIG],
+                ignore_patterns=["_*", "checkpoint-*", TRAINING_ARGS_NAME, RECORD, CONFIG],
             )
 
     def ending_together(self, work: Callable[[], None]) -> None:
