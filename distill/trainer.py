@@ -133,7 +133,8 @@ class DistillTrainer(Trainer):
     def __init__(self, config: DistillConfig, data: TrainingData, card: Callable[[], str], **arguments: Any) -> None:
         self._config, self._data, self._card = config, data, card
         model: Any = arguments["model"]
-        compute_loss_by_parts(model.get_base_model() if isinstance(model, PeftModel) else model)
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        compute_loss_by_parts(base)
         super().__init__(
             train_dataset=data.train,
             eval_dataset=data.validation or None,

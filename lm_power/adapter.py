@@ -84,7 +84,8 @@ def merged(model: PeftModel, *, option: str = "merge_adapter") -> Any:
     base: Any = model.get_base_model()
     if getattr(base, "is_quantized", False):
         raise OptionError(f"{option}: the base is quantised, and merging would round its weights anew; leave it out")
-    if not hasattr(model.base_model, "merge_and_unload"):
+    tuner: Any = model.base_model
+    if not hasattr(tuner, "merge_and_unload"):
         kind = type(model.active_peft_config).__name__.removesuffix("Config")
         raise OptionError(f"{option}: an adapter of kind {kind} changes no weights that it could be merged into")
     refuse_adapted_ties(model, option, "leave merge_adapter out")
@@ -94,7 +95,7 @@ def merged(model: PeftModel, *, option: str = "merge_adapter") -> Any:
             layer.float()
             layer.merge()
             layer.to(dtype)
-        return model.base_model.merge_and_unload().eval()
+        return tuner.merge_and_unload().eval()
     except (ValueError, NotImplementedError, RuntimeError) as error:
         raise OptionError(f"{option}: peft cannot merge it: {' '.join(str(error).split())[:300]}") from error
 
