@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from lm_power.distill.options import CONFIG
-from lm_power.distill.record import CURVE, LOG, RECORD, Record
+from lm_power.distill.record import CURVE, LOG, RECORD, Record, public_name
 from lm_power.identity import Identity
 
 _NO_POWER = (None, "standard", "temperature")
@@ -20,7 +20,8 @@ _NO_POWER = (None, "standard", "temperature")
 _START = {
     "same": "yes: self-distillation",
     "another": "no: the teacher had other weights than those that training starts from",
-    "unknown": "not known: the weights here have fewer digits than the teacher's, or are not all in one place",
+    "unknown": "not known: the weights here have fewer digits than the teacher's, or are not all in one place, or its "
+    "adapter was merged",
     "untold": "not known: the data do not tell the teacher's weights",
 }
 
@@ -97,16 +98,12 @@ def _named(value: Any, key: str = "") -> Any:
     if not isinstance(value, str):
         return value
     if key == "command":
-        return shlex.join("=".join(map(_name, word.split("="))) for word in shlex.split(value))
+        return shlex.join("=".join(map(public_name, word.split("="))) for word in shlex.split(value))
     weights = Identity.parse(value)
     if weights.peft is None and weights.fingerprint is None:
-        return _name(value)
-    peft = None if weights.peft is None else _name(weights.peft)
-    return str(dataclasses.replace(weights, pretrained=_name(weights.pretrained), peft=peft))
-
-
-def _name(path: str) -> str:
-    return Path(path).name or path if Path(path).is_absolute() else path
+        return public_name(value)
+    peft = None if weights.peft is None else public_name(weights.peft)
+    return str(dataclasses.replace(weights, pretrained=public_name(weights.pretrained), peft=peft))
 
 
 def _summary(record: Record) -> str:

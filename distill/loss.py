@@ -70,7 +70,7 @@ def _recomputed(part_loss: _PartLoss, hidden: torch.Tensor, tokens: torch.Tensor
 
 def _differentiated(part_loss: _PartLoss, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """A part's loss, differentiated with respect to `hidden` at once, so that nothing is computed twice."""
-    loss: torch.Tensor = _Differentiated.apply(hidden, tokens, part_loss)
+    loss: torch.Tensor = _Differentiated.apply(hidden, tokens, part_loss)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -84,7 +84,7 @@ class _Differentiated(torch.autograd.Function):
         return loss.detach()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (of_hidden,) = ctx.saved_tensors
         return gradient * of_hidden, None, None
 

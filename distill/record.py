@@ -98,6 +98,23 @@ def replace(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
+def public_name(path: str) -> str:
+    """The name of what was given by its absolute path; anything else as it is.
+
+    >>> public_name("/models/qwen"), public_name("runs/student"), public_name("USER/NAME")
+    ('qwen', 'runs/student', 'USER/NAME')
+    """
+    return Path(path).name or path if Path(path).is_absolute() else path
+
+
+def name_base(settings: Path) -> None:
+    """Have an adapter's settings, which are published, name its base without the path on this machine."""
+    if settings.exists():  # not with --full
+        told = json.loads(settings.read_text(encoding="utf-8"))
+        told["base_model_name_or_path"] = public_name(told["base_model_name_or_path"])
+        replace(settings, json.dumps(told, indent=2, sort_keys=True) + "\n")
+
+
 def check_same_run(earlier: Record, now: Record) -> None:
     """Refuse to resume another run than the one that was started.
 

@@ -228,6 +228,7 @@ def _results(
 def _finish(record: Record, config: DistillConfig, student: Student, trainer: DistillTrainer) -> None:
     folder = Path(config.output)
     student.tokenizer.save_pretrained(folder)
+    records.name_base(folder / "adapter_config.json")
     records.replace(folder / records.LOG, json.dumps(trainer.state.log_history, indent=1) + "\n")
     draw_losses(record["results"]["loss"], folder / records.CURVE)
     trainer.create_model_card()

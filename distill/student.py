@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from lm_power.adapter import load_adapter, tied_embeddings
+from lm_power.adapter import load_adapter, refuse_adapted_ties
 from lm_power.config import OptionError
 from lm_power.distill.options import DistillConfig
 from lm_power.distill.parallel import on_main
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The layers that Tomihari & Sato (2026) adapt."""
 
+_WITHOUT_TIES = "leave embed_tokens and lm_head out, or train with --full"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -55,15 +56,15 @@ class Student:
         """Whether training starts from the very weights that the teacher "name@fingerprint" had.
 
         A fingerprint covers the dtype, so ours are taken in every dtype that the weights here can be rounded
-        to. A teacher in a wider dtype than the weights here cannot be told from another model: "unknown". One
-        named without a fingerprint, or not at all: "untold".
+        to. A teacher in a wider dtype than the weights here, or whose adapter was merged, cannot be told from
+        another model: "unknown". One named without a fingerprint, or not at all: "untold".
         """
-        fingerprint = None if teacher is None else Identity.parse(teacher).fingerprint
-        if fingerprint is None:
+        weights = Identity.parse(teacher or "")
+        if weights.fingerprint is None:
             return "untold"
-        if fingerprint in self.fingerprints.values():
+        if weights.fingerprint in self.fingerprints.values():
             return "same"
-        return "another" if len(self.fingerprints) == len(_DTYPES) else "unknown"
+        return "another" if len(self.fingerprints) == len(_DTYPES) and not weights.merged else "unknown"
 
 
 def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
@@ -97,12 +98,12 @@ def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
     if config.adapter is None:
         targets = target_modules(base) if config.target_modules is None else config.target_modules
         model = _fresh_adapter(base, config, targets)
-        _refuse_adapted_ties(model, f"target_modules={' '.join(targets)}")
+        refuse_adapted_ties(model, f"target_modules={' '.join(targets)}", _WITHOUT_TIES)
         return Student(model, tokenizer, eos_ids, tuple(targets), base_fingerprints, base_fingerprints)
     folder = config.adapter
     on_main(lambda: _check_adapter(folder, config.model, base_fingerprints))
     model = load_adapter(base, folder, trainable=True, option="adapter")
-    _refuse_adapted_ties(model, f"adapter={folder}")
+    refuse_adapted_ties(model, f"adapter={folder}", _WITHOUT_TIES)
     settings: Any = model.peft_config[model.active_adapter]
     named = settings.target_modules
     return Student(
@@ -162,25 +163,9 @@ def _fresh_adapter(base: PreTrainedModel, config: DistillConfig, targets: tuple[
         ) from error
 
 
-def _refuse_adapted_ties(model: PeftModel, option: str) -> None:
-    """Refuse low-rank updates of embeddings that are one weight with the output layer.
-
-    An update of one side leaves the other as it is, until merging adds it to both. With peft's `ensure_weight_tying`
-    both sides share the update, and merging adds it twice (peft 0.21). Either way the merged model is another one.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    sides = (model.get_input_embeddings(), model.get_output_embeddings())
-    if tied_embeddings(model) and any(isinstance(side, BaseTunerLayer) for side in sides):
-        raise OptionError(
-            f"{option}: adapts the embeddings, which this model shares with its output layer: merging the adapter "
-            "would give another model (peft #2018); leave embed_tokens and lm_head out, or train with --full"
-        )
-
-
 def _check_adapter(folder: str, model: str, base_fingerprints: Mapping[str, str]) -> None:
     """Refuse an adapter that was made for another base."""
-    from lm_power.distill.record import read_record
+    from lm_power.distill.record import public_name, read_record
 
     path = Path(folder) / "adapter_config.json"
     try:
@@ -193,7 +178,7 @@ def _check_adapter(folder: str, model: str, base_fingerprints: Mapping[str, str]
     if both:
         if all(known[dtype] == base_fingerprints[dtype] for dtype in both):
             return
-    elif named is None or named == model or _same_path(named, model):
+    elif named is None or named in (model, public_name(model)) or _same_path(named, model):
         return
     raise OptionError(
         f"adapter={folder}: was trained on another base ({named}), --model is {model}; name that base as --model"

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from lm_power.config import OptionError, check_names
@@ -132,7 +133,8 @@ class DistillTrainer(Trainer):
     def __init__(self, config: DistillConfig, data: TrainingData, card: Callable[[], str], **arguments: Any) -> None:
         self._config, self._data, self._card = config, data, card
         model: Any = arguments["model"]
-        compute_loss_by_parts(model.get_base_model() if isinstance(model, PeftModel) else model)
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        compute_loss_by_parts(base)
         super().__init__(
             train_dataset=data.train,
             eval_dataset=data.validation or None,
@@ -194,7 +196,7 @@ class DistillTrainer(Trainer):
                 folder_path=str(self.args.output_dir),
                 commit_message="Add the result of a distillation by lm-power",
                 token=self.args.hub_token,
-                ignore_patterns=["_*", "checkpoint-*", RECORD, CONFIG],
+                ignore_patterns=["_*", "checkpoint-*", TRAINING_ARGS_NAME, RECORD, CONFIG],
             )
 
     def ending_together(self, work: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ _WHOLE = {"weight", "modules_to_save.weight", *_BELOW}
 
 
 def with_adapters(
-    base: Any, peft: str | None, proposal_peft: str | None, *, revision: str | None = None
+    base: Any, peft: str | None, proposal_peft: str | None, *, merge: bool = False, revision: str | None = None
 ) -> tuple[Any, Any | None]:
     """(the base with the adapter `peft`, a twin of the base with `proposal_peft`); None where none is named.
 
@@ -28,15 +28,30 @@ def with_adapters(
         base: transformers model; is changed by `peft`, and part of the result.
         peft: hub id or folder of an adapter.
         proposal_peft: of another.
+        merge: merge `peft` into the base; see `merged`.
         revision: of both on the hub.
 
     Raises:
-        OptionError: as `load_adapter` and `twin`.
+        OptionError: as `check_merging`, `load_adapter`, `merged` and `twin`.
     """
+    check_merging(merge, peft, proposal_peft)
     proposer = None
     if proposal_peft is not None:  # first: the twin is to be without `peft`
         proposer = load_adapter(twin(base), proposal_peft, revision=revision, option="proposal_peft")
-    return (base if peft is None else load_adapter(base, peft, revision=revision)), proposer
+    if peft is not None:
+        base = load_adapter(base, peft, revision=revision)
+        base = merged(base, option=f"merge_adapter=True, peft={peft}") if merge else base
+    return base, proposer
+
+
+def check_merging(merge: bool, peft: object, proposal_peft: object) -> None:
+    """Raise `OptionError` where an adapter is to be merged that is not there, or into weights that a twin shares."""
+    if merge and not peft:
+        raise OptionError("merge_adapter=True: there is no adapter to merge; name one by peft=, or leave it out")
+    if merge and proposal_peft:
+        raise OptionError(
+            "merge_adapter=True with proposal_peft: proposals need the weights without peft; leave one of them out"
+        )
 
 
 def twin(base: Any) -> Any:
@@ -101,6 +116,56 @@ def load_adapter(
             f"such as {strays[0]}"
         )
     return model if trainable else model.eval()
+
+
+def merged(model: PeftModel, *, option: str = "merge_adapter") -> Any:
+    """The base with its adapter merged into its weights, without the adapter's own products in every decode step.
+
+    Each layer is merged in float32 and rounded to the dtype that it had, so that in bfloat16 the merged model is not
+    the unmerged one to the last bit.
+
+    Args:
+        model: as `load_adapter` made it; is used up.
+        option: how the user asked for it, for messages.
+
+    Raises:
+        OptionError: the base is quantised, or this kind of adapter cannot be merged into the same model.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base: Any = model.get_base_model()
+    if getattr(base, "is_quantized", False):
+        raise OptionError(f"{option}: the base is quantised, and merging would round its weights anew; leave it out")
+    tuner: Any = model.base_model
+    if not hasattr(tuner, "merge_and_unload"):
+        kind = type(model.active_peft_config).__name__.removesuffix("Config")
+        raise OptionError(f"{option}: an adapter of kind {kind} changes no weights that it could be merged into")
+    refuse_adapted_ties(model, option, "leave merge_adapter out")
+    try:
+        for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+            dtype = next(layer.get_base_layer().parameters()).dtype
+            layer.float()
+            layer.merge()
+            layer.to(dtype)
+        return tuner.merge_and_unload().eval()
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise OptionError(f"{option}: peft cannot merge it: {' '.join(str(error).split())[:300]}") from error
+
+
+def refuse_adapted_ties(model: PeftModel, option: str, remedy: str) -> None:
+    """Raise `OptionError` for low-rank updates of embeddings that are one weight with the output layer.
+
+    An update of one side leaves the other as it is, until merging adds it to both. With peft's `ensure_weight_tying`
+    both sides share the update, and merging adds it twice (peft 0.21). Either way the merged model is another one.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    sides = (model.get_input_embeddings(), model.get_output_embeddings())
+    if tied_embeddings(model) and any(isinstance(side, BaseTunerLayer) for side in sides):
+        raise OptionError(
+            f"{option}: adapts the embeddings, which this model shares with its output layer: merging the adapter "
+            f"would give another model (peft #2018); {remedy}"
+        )
 
 
 def tied_embeddings(model: Any) -> bool:

@@ -10,16 +10,19 @@ _FINGERPRINT = re.compile(r"@([0-9a-f]{16})$")  # what `lm_power.fingerprint` ma
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """The weights of a run, as stores and logs record them: "NAME[+peft=ADAPTER][+RandW][@FINGERPRINT]".
+    """The weights of a run, as stores and logs record them: "NAME[+peft=ADAPTER[+merged]][+RandW][@FINGERPRINT]".
 
     Attributes:
         pretrained: hub id or folder of the base.
         peft: hub id or folder of the adapter on top; None for none.
         randomized: the weights were freshly initialised.
         fingerprint: 16 hex digits over the weights; None where they are not known.
+        merged: the adapter was merged into the base.
 
     >>> Identity.parse("runs/m@v2+peft=a@0123456789abcdef")
-    Identity(pretrained='runs/m@v2', peft='a', randomized=False, fingerprint='0123456789abcdef')
+    Identity(pretrained='runs/m@v2', peft='a', randomized=False, fingerprint='0123456789abcdef', merged=False)
+    >>> str(Identity("m", peft="a", merged=True)), Identity.parse("m+peft=a+merged").merged
+    ('m+peft=a+merged', True)
     >>> str(Identity.parse("runs/m@v2")), Identity.parse("runs/m@v2").fingerprint
     ('runs/m@v2', None)
     """
@@ -28,6 +31,7 @@ class Identity:
     peft: str | None = None
     randomized: bool = False
     fingerprint: str | None = None
+    merged: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Identity:
@@ -36,12 +40,14 @@ class Identity:
         name = text if found is None else text[: found.start()]
         randomized = name.endswith("+RandW")
         pretrained, _, peft = name.removesuffix("+RandW").partition("+peft=")
-        return cls(pretrained, peft or None, randomized, None if found is None else found[1])
+        merged = peft.endswith("+merged")
+        adapter = peft.removesuffix("+merged") or None
+        return cls(pretrained, adapter, randomized, None if found is None else found[1], merged)
 
     @property
     def name(self) -> str:
         """All but the fingerprint."""
-        adapter = "" if self.peft is None else f"+peft={self.peft}"
+        adapter = "" if self.peft is None else f"+peft={self.peft}{'+merged' * self.merged}"
         return f"{self.pretrained}{adapter}{'+RandW' * self.randomized}"
 
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lm_power.adapter import with_adapters
+from lm_power.adapter import check_merging, with_adapters
 from lm_power.chains import Algorithm, Path, make_algorithm
 from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
@@ -96,6 +96,7 @@ class PowerSampler:
         max_rows: int | Literal["auto"] = 64,
         peft: str | None = None,
         proposal_peft: str | None = None,
+        merge_adapter: bool = False,
         cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         batch_shape: BatchShape = "shrinking",
@@ -110,6 +111,7 @@ class PowerSampler:
             max_rows: see the class.
             peft: hub id or folder of a PEFT adapter to load on top (see `lm_power.adapter`).
             proposal_peft: hub id or folder of another adapter of the same base, which proposals are drawn from.
+            merge_adapter: merge `peft` into the base (see `lm_power.adapter.merged`).
             cuda_graphs: see the class.
             torch_compile: see the class.
             batch_shape: see the class.
@@ -119,12 +121,13 @@ class PowerSampler:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        check_merging(merge_adapter, peft, proposal_peft)
         if "device_map" not in model_options:
             model_options["device_map"] = device or default_device()
         model: Any = AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, **model_options)
         if model_options.get("attn_implementation") is None:
             prefer_spans(model)
-        model, proposer = with_adapters(model, peft, proposal_peft)
+        model, proposer = with_adapters(model, peft, proposal_peft, merge=merge_adapter)
         revision = {k: v for k, v in model_options.items() if k in ("revision", "trust_remote_code", "token")}
         tokenizer = AutoTokenizer.from_pretrained(pretrained, **revision)
         return cls(

@@ -12,9 +12,10 @@ from foreign_adapters import FOREIGN, make_adapter
 from harness.tiny_lm import save_model
 
 from lm_power import PowerSampler
-from lm_power.adapter import load_adapter, tied_embeddings
+from lm_power.adapter import load_adapter, merged, tied_embeddings
 from lm_power.config import OptionError
 from lm_power.fingerprint import fingerprint
+from lm_power.identity import Identity
 
 PADDED = 40  # rows of the embedding; the tokenizer has 32 tokens
 EXACT = 32
@@ -122,3 +123,60 @@ def test_peft_goes_with_a_checkpoint_alone(tmp_path) -> None:
         PowerHF(tf.AutoModelForCausalLM.from_pretrained(base), peft="anything")
     with pytest.raises(OptionError, match="name one of them"):
         PowerHF(base, peft="one", delta="other")
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_merged_adapter_is_the_model_that_was_trained(base: str, kind: str, tmp_path) -> None:
+    """In float32 to rounding, by both ways in; the identity says so, and what would differ is refused."""
+    expected = logits(make_adapter(base, tmp_path, **FOREIGN[kind]))
+    options = {"device": "cpu", "dtype": "float32", "peft": str(tmp_path), "merge_adapter": True}
+    if kind in ("embed_tokens", "lm_head") and tf.AutoConfig.from_pretrained(base).tie_word_embeddings:
+        with pytest.raises(OptionError, match=r"merge_adapter=True, peft=.*leave merge_adapter out"):
+            PowerSampler.from_pretrained(base, **options)
+        return
+    sampler = PowerSampler.from_pretrained(base, **options)
+    assert not any("lora" in name for name, _ in sampler.host.backend.model.named_parameters())
+    torch.testing.assert_close(logits(sampler.host.backend.model), expected, atol=1e-5, rtol=0)
+    evaluated = power_hf(base, tmp_path, merge_adapter=True, dtype="float32")
+    torch.testing.assert_close(logits(evaluated.model), expected, atol=1e-5, rtol=0)
+    weights = Identity.parse(evaluated.model_name)
+    assert (weights.name, weights.merged) == (f"{base}+peft={tmp_path}+merged", True)
+    assert weights.fingerprint != Identity.parse(power_hf(base, tmp_path).model_name).fingerprint
+    assert evaluated.get_model_info()["power_sampler"]["model"] == evaluated.model_name
+
+
+def test_merging_rounds_once_from_float32(base: str, tmp_path) -> None:
+    """Guards sums of updates in bfloat16: each weight is the exact sum, rounded; buffers keep their dtype."""
+    make_adapter(base, tmp_path, target_modules=["q_proj", "up_proj"])
+    exact = load_adapter(tf.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).float(), str(tmp_path))
+    expected = exact.merge_and_unload().state_dict()
+    plain = tf.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    buffers = {name: buffer.dtype for name, buffer in plain.named_buffers()}
+    model = merged(load_adapter(plain, str(tmp_path)))
+    assert {name: buffer.dtype for name, buffer in model.named_buffers()} == buffers
+    for name, weight in model.state_dict().items():
+        assert weight.dtype == torch.bfloat16 and torch.equal(weight, expected[name].to(torch.bfloat16)), name
+
+
+def test_what_cannot_be_merged_says_why(base: str, tmp_path, monkeypatch) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    for option in ({}, {"peft": None}):
+        with pytest.raises(OptionError, match="merge_adapter=True: there is no adapter to merge"):
+            PowerSampler.from_pretrained(base, device="cpu", merge_adapter=True, **option)
+    model = tf.AutoModelForCausalLM.from_pretrained(base)
+    prompts = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(OptionError, match="of kind PromptTuning changes no weights"):
+        merged(prompts)
+    make_adapter(base, tmp_path, target_modules=["q_proj"])
+    adapted = load_adapter(tf.AutoModelForCausalLM.from_pretrained(base), str(tmp_path))
+    adapted.get_base_model().is_quantized = True
+    with pytest.raises(OptionError, match="the base is quantised"):
+        merged(adapted)
+
+
+def test_merge_adapter_without_peft_is_refused_by_power_hf(base: str) -> None:
+    from lm_power.harness.power_hf import PowerHF
+
+    with pytest.raises(OptionError, match="there is no adapter to merge"):
+        PowerHF(base, device="cpu", merge_adapter=True)

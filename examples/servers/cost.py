@@ -105,7 +105,7 @@ def over_http(arguments: argparse.Namespace) -> None:
 
         compare(arguments, sampler, plain, everybody)
         client.close()
-        sampler.backend.close()
+        sampler.host.close()
     finally:
         process.terminate()
         process.wait()

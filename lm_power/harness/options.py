@@ -14,8 +14,9 @@ from lm_power.config import LENGTH_NAMES, OptionError, SamplerConfig, check_name
 
 # The horizon is lm-eval's own option, max_gen_toks, with lm-eval's own aliases.
 SAMPLER_OPTIONS = tuple(name for name in option_names() if name != "max_new_tokens")
-# For --model_args alone.
-LOADING_OPTIONS = ("batch_shape", "cuda_graphs", "proposal_peft", "randomize_weights", "torch_compile")
+LOADING_OPTIONS = (  # for --model_args alone
+    "batch_shape", "cuda_graphs", "merge_adapter", "proposal_peft", "randomize_weights", "torch_compile",
+)  # fmt: skip
 # What changes the distribution that is sampled, in other libraries.
 _PENALTIES = (
     "repetition_penalty", "presence_penalty", "frequency_penalty", "length_penalty", "no_repeat_ngram_size",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from lm_power.adapter import with_adapters
+from lm_power.adapter import check_merging, with_adapters
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.engine import BatchShape
 from lm_power.engine.attention import prefer_spans
@@ -35,6 +35,7 @@ class PowerHF(PowerGeneration, HFLM):
             RandW of Tomihari & Sato 2026).
         proposal_peft: hub id or folder of another adapter of the same base, such as a distilled student. Proposals of
             `method=power` and `method=smc` are drawn from it; the target is made of the base, with its own `peft`.
+        merge_adapter: merge the adapter of `peft` into the base (see `lm_power.adapter.merged`).
         cuda_graphs, torch_compile, batch_shape: see `lm_power.PowerSampler`.
         arguments: sampler options (`lm_power.config.SamplerConfig`) and all of HFLM's. `batch_size` is the
             number of completions decoded side by side, "auto" for as many as fit. Without
@@ -51,6 +52,7 @@ class PowerHF(PowerGeneration, HFLM):
         completions: str | None = None,
         randomize_weights: bool = False,
         proposal_peft: str | None = None,
+        merge_adapter: bool = False,
         cuda_graphs: bool | None = None,
         torch_compile: bool = False,
         batch_shape: BatchShape = "shrinking",
@@ -58,7 +60,10 @@ class PowerHF(PowerGeneration, HFLM):
     ) -> None:
         ours, theirs = split_model_args(arguments)
         self.sampler_config = reaching_all(SamplerConfig().replace(**ours))
-        switches = {"randomize_weights": randomize_weights, "cuda_graphs": cuda_graphs, "torch_compile": torch_compile}
+        switches = {
+            "randomize_weights": randomize_weights, "merge_adapter": merge_adapter,
+            "cuda_graphs": cuda_graphs, "torch_compile": torch_compile,
+        }  # fmt: skip
         for name, switch in switches.items():
             if not (isinstance(switch, bool) or (name == "cuda_graphs" and switch is None)):
                 raise OptionError(f"{name}={switch!r}: must be true or false")
@@ -72,6 +77,7 @@ class PowerHF(PowerGeneration, HFLM):
                 raise OptionError(f"{name} with a model that is loaded already: pass that model with the adapter on it")
             if theirs.get("delta"):
                 raise OptionError(f"{name} with delta: name one of them")
+        check_merging(merge_adapter, peft, proposal_peft)
         if proposal_peft:
             if torch_compile:
                 raise OptionError("torch_compile=True with proposal_peft: is not tried; leave one of them out")
@@ -88,13 +94,14 @@ class PowerHF(PowerGeneration, HFLM):
         # has parted (lm-eval #2748, peft #2415).
         self._model: Any
         self._model, self._proposer = with_adapters(
-            self._model, str(peft) if peft else None, proposal_peft or None, revision=self.revision
+            self._model, str(peft) if peft else None, proposal_peft or None, merge=merge_adapter, revision=self.revision
         )
         self.peft = peft
         self._join_processes()
         if randomize_weights:
             randomize(self.model, self.sampler_config.seed)
-        self._randomized, self._cuda_graphs, self._torch_compile = randomize_weights, cuda_graphs, torch_compile
+        self._randomized, self._merged = randomize_weights, merge_adapter
+        self._cuda_graphs, self._torch_compile = cuda_graphs, torch_compile
         self._batch_shape: BatchShape = batch_shape
 
     @functools.cached_property
@@ -115,7 +122,7 @@ class PowerHF(PowerGeneration, HFLM):
     def model_name(self) -> str:
         """The model as the store records it: "name@fingerprint"."""
         name = self.pretrained if isinstance(self.pretrained, str) else self.model.name_or_path
-        return str(Identity(str(name), self.peft or None, self._randomized, fingerprint(self.model)))
+        return str(Identity(str(name), self.peft or None, self._randomized, fingerprint(self.model), self._merged))
 
     def check_generation(self) -> None:
         """Refuse mixed precision."""

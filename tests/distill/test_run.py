@@ -86,6 +86,17 @@ def test_model_card_has_no_path_of_this_machine(tiny: str, store: str, finished)
         assert path not in text and str(Path(path).parent) not in text and Path(path).name in text
 
 
+def test_published_files_name_no_path_of_this_machine(tiny: str, store: str, finished) -> None:
+    """Adapter, settings and tokenizer too; the adapter is still recognised as one for its base, without our record."""
+    kept_here = {"distill.json", "distill.yaml", "training_args.bin"}
+    for path in finished.iterdir():
+        if path.is_file() and path.name not in kept_here:
+            for name in (tiny, store, str(finished)):
+                assert str(Path(name).parent).encode() not in path.read_bytes(), path.name
+    settings = json.loads((finished / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == Path(tiny).name
+
+
 def test_absolute_paths_become_names_wherever_they_stand() -> None:
     from lm_power.distill.card import _named
 
@@ -322,7 +333,7 @@ def test_push_to_hub_uploads_the_result_with_our_card_and_no_paths(
     assert repository == "me/pocket"
     assert b"lm-power" in files[str(out / "README.md")]
     assert str(out / "adapter_model.safetensors") in files
-    assert {"checkpoint-*", "distill.json", "distill.yaml"} <= set(ignored)
+    assert {"checkpoint-*", "training_args.bin", "distill.json", "distill.yaml"} <= set(ignored)
     assert b"peft=me/pocket" in files[str(out / "README.md")]
 
 

@@ -67,7 +67,7 @@ def test_completions_are_those_of_a_server(evaluate, tiny) -> None:
         options = {name: value for name, value in OPTIONS.items() if name != "batch_size"}
         api = PowerAPI(url, tokenizer=tiny, num_concurrent=3, alpha=3, seed=5, **options)
         theirs = evaluate(task=task, model=api)
-        api.sampler.backend.close()
+        api.sampler.host.close()
     assert facts(ours) == facts(theirs)
     assert {c.finish_reason for cs in ours.completions for c in cs} >= {"stop"}
     assert all("e" not in c for cs in ours.completions for c in cs)

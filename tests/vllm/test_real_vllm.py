@@ -221,7 +221,7 @@ def test_chains_follow_p_alpha_on_a_server(folder, tmp_path) -> None:
     with serving(folder, tmp_path / "log") as url:
         sampler = PowerSampler.from_server(url, top_logprobs=TOP)
         check_law(sampler, folder)
-        sampler.backend.close()
+        sampler.host.close()
 
 
 def test_rows_keep_to_their_replica(folder, tmp_path) -> None:
@@ -234,7 +234,7 @@ def test_rows_keep_to_their_replica(folder, tmp_path) -> None:
         (drawn,) = sampler.generate([PROMPT], n=8, **options)
         with urllib.request.urlopen(url.removesuffix("/v1") + "/metrics", timeout=60) as answer:
             metrics = answer.read().decode()
-        sampler.backend.close()
+        sampler.host.close()
     finished = [line for line in metrics.splitlines() if line.startswith("vllm:request_success_total")]
     engines = {line.split('engine="')[1].split('"')[0]: 0.0 for line in finished}
     for line in finished:
