@@ -299,6 +299,7 @@ def _model(setting: Setting) -> Finding:
     host = sampler.host
     assert isinstance(host, LocalHost)
     backend = host.backend
+    assert isinstance(backend, HFBackend)
     prompt = sampler.encode(_PROMPT)
     longest = setting.max_new_tokens
     if backend.max_positions is not None:
