@@ -20,7 +20,7 @@ elif [[ "${1:-}" == "--vllm" ]]; then
     # In one process; on a CPU, with a small cache and one thread, which waits for no other.
     export VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}"
     export VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1
-    exec python -m pytest -n 0 -m "vllm" tests/vllm "$@"
+    exec python -m pytest -n 0 -m "vllm" tests/remote "$@"
 fi
 
 python -m ruff check .

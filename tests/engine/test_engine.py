@@ -19,6 +19,7 @@ import lm_power.host
 from lm_power import PowerSampler
 from lm_power.decoding import Bound, FinishedBy, Measures, Request, Segment
 from lm_power.engine import Engine, HFBackend, StopStrings
+from lm_power.engine.backend import NextLogits
 from lm_power.engine.kv_cache import RowCache
 
 NO_STOPS = StopStrings(None, [], VOCABULARY)
@@ -514,6 +515,10 @@ def test_logits_that_are_not_finite_raise(backend, monkeypatch):
     engine = make_engine(backend)
     engine.load(0, PROMPT)
     engine.submit(0, request(0, 5, seed=0))
-    monkeypatch.setattr(backend, "decode", lambda _, tokens, *__: torch.full((len(tokens), VOCABULARY), torch.nan))
+
+    def undefined(cache: RowCache, tokens: torch.Tensor, *_: object) -> NextLogits:
+        return NextLogits(*[torch.full((len(tokens), VOCABULARY), torch.nan)] * 2)
+
+    monkeypatch.setattr(backend, "decode", undefined)
     with pytest.raises(FloatingPointError, match="not finite"):
         engine.step()

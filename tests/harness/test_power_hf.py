@@ -323,7 +323,9 @@ def test_full_disk_while_running(evaluate, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(CompletionStore, "_append", append_while_there_is_room)
-        with pytest.raises(StoreError, match=r"No space left on device\); the 3 completions stored so far are whole"):
+        with pytest.raises(
+            StoreError, match=r"No space left on device\); the 3 completions stored so far are complete"
+        ):
             evaluate(options=options)
     (kept,) = (tmp_path / "store").glob("*.jsonl")
     assert kept.read_bytes().count(b"\n") == 3
