@@ -223,6 +223,27 @@ class PowerGeneration:
         )
 
 
+class ServedGeneration(PowerGeneration):
+    """The same for a model on somebody else's engine, which makes its sampler as it is loaded."""
+
+    _sampler: PowerSampler
+    tokenizer: Any
+
+    @property
+    def sampler(self) -> PowerSampler:
+        """The sampler on the engine."""
+        return self._sampler
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Without special tokens."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def get_model_info(self) -> dict[str, Any]:
+        """The sampler's options, the engine's, and the model's name."""
+        ours = {**dataclasses.asdict(self.sampler_config), **self.sampler.engine_options, "model": self.model_name}
+        return {"power_sampler": ours}
+
+
 @dataclasses.dataclass(frozen=True)
 class _Wanted:
     """A request's place in the call, and what is to be completed for it."""

@@ -41,6 +41,12 @@ class Plan:
     completions: str | None
 
 
+def sampler_options(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the sampler's options, all others), from some of lm-eval's."""
+    ours = {name: value for name, value in arguments.items() if name in SAMPLER_OPTIONS}
+    return ours, {name: value for name, value in arguments.items() if name not in SAMPLER_OPTIONS}
+
+
 def split_model_args(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(sampler options, HFLM's arguments), from all of `--model_args`.
 
@@ -50,8 +56,7 @@ def split_model_args(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     Raises:
         OptionError: an unknown name close to a known one, or a length, which belongs into `--gen_kwargs`.
     """
-    ours = {name: value for name, value in arguments.items() if name in SAMPLER_OPTIONS}
-    rest = {name: value for name, value in arguments.items() if name not in SAMPLER_OPTIONS}
+    ours, rest = sampler_options(arguments)
     known = set(inspect.signature(HFLM.__init__).parameters)
     for name in rest:
         if name in LENGTH_NAMES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,15 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
 from lm_power.config import LENGTH_NAMES, OptionError, SamplerConfig, check_names
-from lm_power.harness.generation import PowerGeneration
-from lm_power.harness.options import LOADING_OPTIONS, SAMPLER_OPTIONS, refuse_several_processes, store_folder, token_ids
+from lm_power.harness.generation import ServedGeneration
+from lm_power.harness.options import (
+    LOADING_OPTIONS,
+    SAMPLER_OPTIONS,
+    refuse_several_processes,
+    sampler_options,
+    store_folder,
+    token_ids,
+)
 from lm_power.identity import Identity
 from lm_power.remote.client import places
 from lm_power.remote.server import Server
@@ -26,7 +32,7 @@ _LOADING = ("revision", "trust_remote_code")  # those that the tokenizer is load
 _STOCK_WINDOW = 2048  # positions that lm-eval takes a server to have
 
 
-class PowerAPI(PowerGeneration, LocalCompletionsAPI):
+class PowerAPI(ServedGeneration, LocalCompletionsAPI):
     """`local-completions` with another `generate_until`; log-likelihoods and chat templates are lm-eval's.
 
     Example: `lm_eval --model power-api --model_args base_url=http://localhost:8000/v1/completions,method=power,alpha=4
@@ -72,8 +78,7 @@ class PowerAPI(PowerGeneration, LocalCompletionsAPI):
         pretrained: str | None = None,
         **arguments: Any,
     ) -> None:
-        ours = {name: value for name, value in arguments.items() if name in SAMPLER_OPTIONS}
-        stock = {name: value for name, value in arguments.items() if name not in SAMPLER_OPTIONS}
+        ours, stock = sampler_options(arguments)
         self.sampler_config = SamplerConfig().replace(**ours)
         refuse_what_has_no_place(stock)
         if base_url is None:
@@ -124,11 +129,6 @@ class PowerAPI(PowerGeneration, LocalCompletionsAPI):
         )
         self.max_gen_toks = self._max_gen_toks
 
-    @property
-    def sampler(self) -> PowerSampler:
-        """The sampler on the server."""
-        return self._sampler
-
     @functools.cached_property
     def model_name(self) -> str:
         """The model as the store records it: its name, and where the server says that its weights come from."""
@@ -142,10 +142,6 @@ class PowerAPI(PowerGeneration, LocalCompletionsAPI):
         tokens: list[int] = self.tokenizer.encode(context, add_special_tokens=self._add_bos)
         return tokens
 
-    def text_of(self, tokens: Sequence[int]) -> str:
-        """Without special tokens."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-
     def positions(self) -> int | None:
         """Those of the server, or `max_length`."""
         return self._window
@@ -154,11 +150,6 @@ class PowerAPI(PowerGeneration, LocalCompletionsAPI):
         """Say that more rows are faster."""
         one = self._sampler.max_rows == 1
         return "num_concurrent=1 decodes one completion at a time; leave it at 64, or raise it" if one else None
-
-    def get_model_info(self) -> dict[str, Any]:
-        """The sampler's options, the server's, and the model's name."""
-        ours = {**dataclasses.asdict(self.sampler_config), **self._sampler.engine_options, "model": self.model_name}
-        return {"power_sampler": ours}
 
 
 def refuse_what_has_no_place(options: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,15 @@ from vllm.engine.arg_utils import EngineArgs
 
 from lm_power.config import OptionError, SamplerConfig, near_matches
 from lm_power.fingerprint import checkpoint_fingerprint
-from lm_power.harness.generation import PowerGeneration
-from lm_power.harness.options import SAMPLER_OPTIONS, refuse_several_processes, store_folder, token_ids
+from lm_power.harness.generation import ServedGeneration
+from lm_power.harness.options import (
+    LOADING_OPTIONS,
+    SAMPLER_OPTIONS,
+    refuse_several_processes,
+    sampler_options,
+    store_folder,
+    token_ids,
+)
 from lm_power.identity import Identity
 from lm_power.remote.vllm_engine import engine_options, serve
 from lm_power.sampler import PowerSampler
@@ -30,7 +36,7 @@ _ELSEWHERE = {
 """Options of power-hf → what vLLM has in their place."""
 
 
-class PowerVLLM(PowerGeneration, VLLM):
+class PowerVLLM(ServedGeneration, VLLM):
     """`vllm` with another `generate_until`; log-likelihoods, chat templates and all other options are lm-eval's.
 
     Example: `lm_eval --model power-vllm --model_args pretrained=ID,method=power,alpha=4 --tasks math500 --batch_size
@@ -62,8 +68,7 @@ class PowerVLLM(PowerGeneration, VLLM):
         lora_local_path: str | None = None,
         **arguments: Any,
     ) -> None:
-        ours = {name: value for name, value in arguments.items() if name in SAMPLER_OPTIONS}
-        theirs = {name: value for name, value in arguments.items() if name not in SAMPLER_OPTIONS}
+        ours, theirs = sampler_options(arguments)
         self.sampler_config = SamplerConfig().replace(**ours)
         refuse_unknown(theirs)
         if theirs.get("truncation_side", "left") != "left":
@@ -89,11 +94,6 @@ class PowerVLLM(PowerGeneration, VLLM):
         self._adapter = lora_local_path
         self._sampler = PowerSampler(server, self.tokenizer, max_rows=self._rows())
 
-    @property
-    def sampler(self) -> PowerSampler:
-        """The sampler on the engine."""
-        return self._sampler
-
     @functools.cached_property
     def model_name(self) -> str:
         """The model as the store records it: "name@fingerprint", where the weights are those of its checkpoint."""
@@ -108,10 +108,6 @@ class PowerVLLM(PowerGeneration, VLLM):
         tokens: list[int] = self.tok_encode(context)
         return tokens
 
-    def text_of(self, tokens: Sequence[int]) -> str:
-        """Without special tokens."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-
     def positions(self) -> int:
         """Those of the engine."""
         return int(self.max_length)
@@ -120,11 +116,6 @@ class PowerVLLM(PowerGeneration, VLLM):
         """Say that `--batch_size` is 1 by default."""
         one = self._sampler.max_rows == 1
         return "batch_size=1 decodes one completion at a time; --batch_size auto is far faster" if one else None
-
-    def get_model_info(self) -> dict[str, Any]:
-        """The sampler's options, the engine's, and the model's name."""
-        ours = {**dataclasses.asdict(self.sampler_config), **self._sampler.engine_options, "model": self.model_name}
-        return {"power_sampler": ours}
 
     def _rows(self) -> int:
         if self.batch_size != "auto":
@@ -137,6 +128,8 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
     for name in options:
         if name in _ELSEWHERE:
             raise OptionError(f"{name}: is an option of power-hf; on vLLM it is {_ELSEWHERE[name]}")
+        if name in LOADING_OPTIONS:
+            raise OptionError(f"{name}: is an option of power-hf, and vLLM has nothing in its place; leave it out")
     signatures = (PowerVLLM.__init__, VLLM.__init__, LLM.__init__, EngineArgs.__init__)
     known = {name for one in signatures for name in inspect.signature(one).parameters}
     known |= {*SAMPLER_OPTIONS, "device"}

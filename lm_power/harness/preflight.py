@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import simple_parse_args_string
 
 from lm_power.config import SamplerConfig
-from lm_power.harness.options import SAMPLER_OPTIONS, plan_generation
+from lm_power.harness.options import plan_generation, sampler_options
 from lm_power.harness.power_task import PowerTask, completions_per_problem
 
 _ANY_LENGTH = 256  # HFLM's default; the length that the model gives is checked with the prompts
@@ -61,7 +61,7 @@ def prepare(
         completions_per_problem("n", given["n"], "--gen_kwargs n=8")
     if samples:
         # All others are the model's own arguments, which it checks itself before it loads anything.
-        ours = {name: value for name, value in _as_mapping(model_args).items() if name in SAMPLER_OPTIONS}
+        ours, _ = sampler_options(_as_mapping(model_args))
         config = SamplerConfig().replace(**ours)
         wanted = [task.config.generation_kwargs or {} for task in loaded if task.OUTPUT_TYPE == "generate_until"]
         for generation in wanted + [{}] * others_generate:

@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from harness.tiny_lm import PROMPTS, Evaluation, make_tokenizer, write_task
+from harness.tiny_lm import PROMPTS, Evaluation, assert_log_likelihoods_of, make_tokenizer, write_task
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -83,19 +83,8 @@ def test_log_probs_are_those_of_the_model(evaluate, tiny) -> None:
 
 
 def test_log_likelihood_tasks_are_lm_evals(evaluate, tiny) -> None:
-    task = {
-        "output_type": "multiple_choice",
-        "doc_to_choice": ["yes", "no", "a b"],
-        "doc_to_target": 0,
-        "metric_list": [{"metric": "acc"}],
-    }
     stock = HFLM(tiny, device="cpu", dtype="float64", batch_size=1, add_bos_token=False)
-    ours, theirs = evaluate(task=task), evaluate(task=task, model=stock)
-    pairs = list(zip(ours.samples, theirs.samples, strict=True))
-    assert len(pairs) == len(PROMPTS)
-    for mine, other in pairs:
-        for (one,), (two,) in zip(mine["resps"], other["resps"], strict=True):
-            assert one[0] == pytest.approx(two[0], abs=1e-5) and one[1] == two[1]
+    assert_log_likelihoods_of(stock, evaluate)
 
 
 def test_chat_template_is_applied_with_one_bos(evaluate, served) -> None:

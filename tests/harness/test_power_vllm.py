@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from foreign_adapters import make_adapter
-from harness.tiny_lm import PROMPTS, Evaluation, make_tokenizer, write_task
+from harness.tiny_lm import PROMPTS, Evaluation, assert_log_likelihoods_of, make_tokenizer, write_task
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -77,19 +77,8 @@ def test_completions_are_those_of_a_server(evaluate, tiny) -> None:
 
 
 def test_log_likelihood_tasks_are_lm_evals(evaluate, tiny) -> None:
-    task = {
-        "output_type": "multiple_choice",
-        "doc_to_choice": ["yes", "no", "a b"],
-        "doc_to_target": 0,
-        "metric_list": [{"metric": "acc"}],
-    }
     stock = HFLM(tiny, device="cpu", dtype="float64", batch_size=1)
-    ours, theirs = evaluate(task=task), evaluate(task=task, model=stock)
-    pairs = list(zip(ours.samples, theirs.samples, strict=True))
-    assert len(pairs) == len(PROMPTS)
-    for mine, other in pairs:
-        for (one,), (two,) in zip(mine["resps"], other["resps"], strict=True):
-            assert one[0] == pytest.approx(two[0], abs=1e-5) and one[1] == two[1]
+    assert_log_likelihoods_of(stock, evaluate)
 
 
 def test_an_adapter_reaches_every_request(evaluate, tiny, adapter) -> None:
@@ -148,6 +137,7 @@ WRONG = [
     ({"data_parallel_size": 2}, ("vllm serve", "--data-parallel-size 2", "--model power-api", "data_parallel=2")),
     ({"peft": "x"}, ("peft", "option of power-hf", "lora_local_path")),
     ({"parallelize": True}, ("parallelize", "tensor_parallel_size")),
+    ({"proposal_peft": "student"}, ("proposal_peft", "power-hf", "leave it out")),
     ({"alhpa": 3}, ("'alhpa'", "did you mean alpha")),
     ({"max_num_seq": 3}, ("'max_num_seq'", "did you mean max_num_seqs")),
     ({"zzzz": 3}, ("'zzzz'", "vLLM has none of this name")),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
@@ -125,3 +127,19 @@ class Evaluation:
     def completions(self) -> list[list[Any]]:
         """[document][repeat]."""
         return [[text for texts in sample["resps"] for text in texts] for sample in self.samples]
+
+
+def assert_log_likelihoods_of(stock: Any, evaluate: Callable[..., Evaluation]) -> None:
+    """A multiple-choice task by the model that `evaluate` makes, and by lm-eval's own `stock`."""
+    task = {
+        "output_type": "multiple_choice",
+        "doc_to_choice": ["yes", "no", "a b"],
+        "doc_to_target": 0,
+        "metric_list": [{"metric": "acc"}],
+    }
+    ours, theirs = evaluate(task=task), evaluate(task=task, model=stock)
+    pairs = list(zip(ours.samples, theirs.samples, strict=True))
+    assert len(pairs) == len(PROMPTS)
+    for mine, other in pairs:
+        for (one,), (two,) in zip(mine["resps"], other["resps"], strict=True):
+            assert one[0] == pytest.approx(two[0], abs=1e-5) and one[1] == two[1]
