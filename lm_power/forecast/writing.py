@@ -80,10 +80,9 @@ def write(folder: Path, results: Sequence[Result]) -> None:
     parts = []
     for result, name in zip(results, names, strict=True):
         figure = write_figure(result.forecast, result.measured, f"forecast-{name}", folder)
-        picture = f"![{figure.alt}]({figure.png.name})\n\n{figure.caption}\n"
-        first, *rest = result.tables
-        parts += [f"# Forecast: {name}\n", f"{result.answer.sentence}\n", picture, to_markdown([first, *rest])]
-        for table in result.tables:
+        tables = result.tables
+        parts += [f"# Forecast: {name}\n", f"{result.answer.sentence}\n", figure.markdown, to_markdown(tables)]
+        for table in tables:
             (folder / f"{table.key}-{name}.csv").write_text(to_csv(table), encoding="utf-8", newline="")
     (folder / "forecast.md").write_text("\n".join(parts), encoding="utf-8")
     content = {"lm_power_forecast": 1, "forecasts": [_record(result) for result in results]}

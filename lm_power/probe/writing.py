@@ -13,7 +13,6 @@ from lm_power.probe.figures import write_probe_figure, write_temperature_figure
 from lm_power.probe.stores import StoredDraws, choose_base, pair, read_draws
 from lm_power.probe.tables import line_table, notes, point_table, temperature_table
 from lm_power.probe.temperatures import TemperatureRow, read_temperatures
-from lm_power.report.figures.style import Figure
 from lm_power.report.formats import to_csv, to_markdown
 from lm_power.report.tables import Table, cell_text
 
@@ -90,16 +89,12 @@ def write(
     """Write tables, figures and the page into the existing folder."""
     lines, points = line_table(base, others, probes), point_table(others, probes)
     gain = write_probe_figure([other.label for other in others], probes, folder)
-    parts = ["# Covariance probe\n", to_markdown([lines]), _picture(gain)]
+    parts = ["# Covariance probe\n", to_markdown([lines]), gain.markdown]
     tables: list[Table] = [lines, points]
     if rows:
         temperatures = temperature_table(rows)
         tables.append(temperatures)
-        parts += [to_markdown([temperatures]), _picture(write_temperature_figure(rows, folder))]
+        parts += [to_markdown([temperatures]), write_temperature_figure(rows, folder).markdown]
     for table in tables:
         (folder / f"{table.key}.csv").write_text(to_csv(table), encoding="utf-8", newline="")
     (folder / "probe.md").write_text("\n".join([*parts, to_markdown([points])]), encoding="utf-8")
-
-
-def _picture(figure: Figure) -> str:
-    return f"![{figure.alt}]({figure.png.name})\n\n{figure.caption}\n"

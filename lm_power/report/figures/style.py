@@ -79,6 +79,11 @@ class Figure:
     svg: Path
     png: Path
 
+    @property
+    def markdown(self) -> str:
+        """Picture and caption, for a page in the same folder."""
+        return f"![{self.alt}]({self.png.name})\n\n{self.caption}\n"
+
 
 @dataclasses.dataclass(frozen=True)
 class Omitted:
