@@ -8,7 +8,6 @@ of k completions is right, estimated from N.
 """
 
 from collections.abc import Sequence
-from math import comb
 
 from commands import POWER, STANDARD, TEMPERATURE, Run, evaluate, parser
 from scores import accuracy, finished, over_problems, self_reward, table, tokens, write
@@ -16,7 +15,7 @@ from scores import accuracy, finished, over_problems, self_reward, table, tokens
 from lm_power.report import runs as report
 from lm_power.report.runs import Answer
 from lm_power.report.tables import cell_text
-from lm_power.stats.best_of_n import ks, pass_at_k
+from lm_power.stats.best_of_n import best_of_k, ks, pass_at_k
 from lm_power.stats.means import Estimate
 
 SEVERAL = [Run("standard", STANDARD), Run("temperature", TEMPERATURE)]
@@ -33,11 +32,8 @@ ONE = [
 
 
 def best_of(answers: Sequence[Answer], k: int, score: str) -> float:
-    """Expected `correct` or `self_reward` of the best of k completions by self-reward, over all k-subsets of the N."""
-    ranked = sorted(answers, key=lambda answer: answer.self_reward, reverse=True)
-    below = range(len(ranked) - 1, -1, -1)
-    ways = sum(comb(n, k - 1) * getattr(answer, score) for n, answer in zip(below, ranked, strict=True))
-    return ways / comb(len(ranked), k)
+    """`correct` or `self_reward` of the best of k completions by self-reward."""
+    return best_of_k([answer.self_reward for answer in answers], [getattr(answer, score) for answer in answers], k)
 
 
 def best_rows(title: str, runs: list[report.Run]) -> list[tuple[float, str, Estimate, Estimate]]:

@@ -45,6 +45,23 @@ def best_of_n(rewards: Sequence[float], scores: Sequence[float]) -> float:
     return mean([score for reward, score in zip(rewards, scores, strict=True) if reward == best])
 
 
+def best_of_k(rewards: Sequence[float], scores: Sequence[float], k: int) -> float:
+    """`best_of_n` of k of the completions, averaged over all k-subsets, exactly.
+
+    A subset's largest reward is at most r where all of it is; by symmetry, the completions with that reward are chosen
+    equally often.
+
+    >>> best_of_k([-0.5, -0.1, -0.9], [1.0, 0.0, 0.0], 2) == 1 / 3
+    True
+    """
+    total, below = 0.0, 0
+    for reward in sorted(set(rewards)):
+        tied = [score for other, score in zip(rewards, scores, strict=True) if other == reward]
+        total += (math.comb(below + len(tied), k) - math.comb(below, k)) * mean(tied)
+        below += len(tied)
+    return total / math.comb(len(rewards), k)
+
+
 def majority_vote(correct: Sequence[float], answers: Sequence[Any], equal: Callable[[Any, Any], bool]) -> float:
     """Probability that the most frequent answer is the right one; ties are broken by a fair draw.
 

@@ -5,7 +5,7 @@ import operator
 
 import pytest
 
-from lm_power.stats.best_of_n import best_of_n, ks, majority_at_k, majority_vote, pass_at_k
+from lm_power.stats.best_of_n import best_of_k, best_of_n, ks, majority_at_k, majority_vote, pass_at_k
 from lm_power.stats.means import covariance, mean
 
 
@@ -38,6 +38,14 @@ def test_best_of_n_takes_the_largest_reward_and_averages_equals():
     assert best_of_n([-3.0, -1.0, -2.0], [1.0, 0.0, 1.0]) == 0.0
     assert best_of_n([-1.0, -1.0, -1.0, -9.0], [1.0, 0.0, 0.0, 1.0]) == pytest.approx(1 / 3)
     assert best_of_n([-1.0], [1.0]) == 1.0
+
+
+@pytest.mark.parametrize("k", range(1, 6))
+def test_best_of_k_is_the_mean_over_all_subsets(k):
+    rewards, scores = [-3.0, -1.0, -1.0, -2.0, -1.0], [1.0, 0.0, 1.0, 0.0, 1.0]
+    subsets = list(itertools.combinations(range(5), k))
+    expected = sum(best_of_n([rewards[i] for i in s], [scores[i] for i in s]) for s in subsets) / len(subsets)
+    assert best_of_k(rewards, scores, k) == pytest.approx(expected, abs=1e-12)
 
 
 def test_covariance_by_hand():
