@@ -28,13 +28,12 @@ def with_adapters(
         base: transformers model; is changed by `peft`, and part of the result.
         peft: hub id or folder of an adapter.
         proposal_peft: of another.
-        merge: merge `peft` into the base; see `merged`.
+        merge: merge `peft` into the base, see `merged`; what `check_merging` refuses must not come here.
         revision: of both on the hub.
 
     Raises:
-        OptionError: as `check_merging`, `load_adapter`, `merged` and `twin`.
+        OptionError: as `load_adapter`, `merged` and `twin`.
     """
-    check_merging(merge, peft, proposal_peft)
     proposer = None
     if proposal_peft is not None:  # first: the twin is to be without `peft`
         proposer = load_adapter(twin(base), proposal_peft, revision=revision, option="proposal_peft")

@@ -12,6 +12,7 @@ from lm_power.engine import BatchShape, Counters, Engine, StopStrings
 from lm_power.engine.fallback import tried_backend
 from lm_power.engine.memory import rows_that_fit
 from lm_power.engine.paired import PairedBackend
+from lm_power.engine.stopping import eos_ids
 from lm_power.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -209,8 +210,5 @@ def find_eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | No
     Nothing else of a checkpoint's generation config (temperature, top-k …) has any effect here.
     """
     holders = [getattr(model, "generation_config", None), model.config, model.config.get_text_config()]
-    listed: int | list[int] = next((ids for h in holders if (ids := getattr(h, "eos_token_id", None)) is not None), [])
-    found = [listed] if isinstance(listed, int) else list(listed)
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        found.append(tokenizer.eos_token_id)
-    return found
+    listed = next((ids for h in holders if (ids := getattr(h, "eos_token_id", None)) is not None), None)
+    return eos_ids(listed, tokenizer)

@@ -20,7 +20,7 @@ from lm_power.engine.halving import halving
 from lm_power.host import Host, LocalHost
 from lm_power.jobs import ActiveJob, Job
 from lm_power.progress import Progress, progress_bar
-from lm_power.remote.server import Server
+from lm_power.remote.server import Server, rows_unknown
 from lm_power.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class PowerSampler:
             OptionError: a wrong option, or a server that cannot be used; the message says how to start it.
         """
         if isinstance(max_rows, str):
-            raise OptionError(f"max_rows={max_rows!r}: a server's memory is not known here; set a number, such as 64")
+            raise rows_unknown(max_rows)
         server = Server.connect(base_url, model, tokenizer, top_logprobs=top_logprobs, **options)
         return cls(server, server.tokenizer, max_rows=max_rows)
 
@@ -186,6 +186,8 @@ class PowerSampler:
         """
         from lm_power.remote.vllm_engine import load
 
+        if isinstance(max_rows, str):  # before minutes of loading
+            raise rows_unknown(max_rows, "vLLM's")
         server = load(model, **options)
         return cls(server, server.tokenizer, max_rows=max_rows)
 

@@ -22,6 +22,13 @@ _tables: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[tuple[str
 )
 
 
+def eos_ids(listed: int | Sequence[int] | None, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """EOS ids that a model's configuration lists, one or several or none, and the tokenizer's own."""
+    found = [listed] if isinstance(listed, int) else list(listed or [])
+    own = None if tokenizer is None else tokenizer.eos_token_id
+    return found if own is None else [*found, int(own)]
+
+
 class StopStrings:
     """Tells whether the token just drawn completed a stop string in the decoded text.
 

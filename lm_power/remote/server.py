@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lm_power.chains import METHODS
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.decoding import Measures
+from lm_power.engine.stopping import eos_ids
 from lm_power.remote.client import Card, HTTPClient
 from lm_power.remote.decoder import Client, TopKDecoder, Traffic
 from lm_power.remote.preflight import check, try_out
@@ -138,7 +139,7 @@ class Server:
 
     def rows_that_fit(self, positions: int, rewound: int) -> int:
         """Raises `OptionError`: a server's memory is not known here."""
-        raise OptionError("max_rows='auto': a server's memory is not known here; set a number, such as 64")
+        raise rows_unknown("auto")
 
     @contextlib.contextmanager
     def decoder(
@@ -176,6 +177,11 @@ def _confined(config: SamplerConfig) -> bool:
     return "explore" in METHODS[config.method].options
 
 
+def rows_unknown(max_rows: object, whose: str = "a server's") -> OptionError:
+    """The error for rows that are to be as many as fit."""
+    return OptionError(f"max_rows={max_rows!r}: {whose} memory is not known here; set a number, such as 64")
+
+
 def check_top(top_logprobs: object) -> None:
     """Raise `OptionError` for what is no K."""
     if isinstance(top_logprobs, bool) or not isinstance(top_logprobs, int) or top_logprobs < 2:
@@ -200,10 +206,9 @@ def eos_ids_of(name: str, tokenizer: PreTrainedTokenizerBase, loading: Mapping[s
     """EOS ids of the tokenizer, and of the generation config beside it if there is one."""
     from transformers import GenerationConfig
 
-    found = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     revision = {key: value for key, value in loading.items() if key in ("revision", "token")}
     try:
         listed = GenerationConfig.from_pretrained(name, **revision).eos_token_id
     except (OSError, ValueError):  # a folder of a tokenizer alone
         listed = None
-    return [*found, *([listed] if isinstance(listed, int) else listed or [])]
+    return eos_ids(listed, tokenizer)

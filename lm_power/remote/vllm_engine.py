@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_power.config import OptionError
+from lm_power.engine.stopping import eos_ids
 from lm_power.remote.client import Card
 from lm_power.remote.decoder import Answer, Query, ServerError
 from lm_power.remote.preflight import PROBE, PROBE_IDS, Trial, Unsuitable, try_engine
@@ -195,9 +196,7 @@ def find_eos_ids(of_model: Any, tokenizer: PreTrainedTokenizerBase | None) -> li
     listed = of_model.try_get_generation_config().get("eos_token_id")
     if listed is None:
         listed = getattr(of_model.hf_text_config, "eos_token_id", None)
-    found = [listed] if isinstance(listed, int) else list(listed or [])
-    own = None if tokenizer is None else tokenizer.eos_token_id
-    return found if own is None else [*found, int(own)]
+    return eos_ids(listed, tokenizer)
 
 
 def _settings(whole: Any) -> dict[str, Any]:

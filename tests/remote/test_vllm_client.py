@@ -255,6 +255,8 @@ def test_without_vllm(monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(OptionError, match=r"pip install 'lm-power\[vllm\]'"):
         PowerSampler.from_vllm("m")
+    with pytest.raises(OptionError, match="max_rows='auto': vLLM's memory is not known"):
+        PowerSampler.from_vllm("m", max_rows="auto")
 
 
 def test_importing_lm_power_imports_no_vllm() -> None:
