@@ -21,7 +21,7 @@ from lm_power.distill import rote
 from lm_power.distill.card import closing_table, model_card, settings_table
 from lm_power.distill.curve import draw_losses
 from lm_power.distill.options import DistillConfig
-from lm_power.distill.parallel import on_main, say
+from lm_power.distill.parallel import on_main, say, together
 from lm_power.distill.precision import Precision, choose_precision
 from lm_power.distill.record import Record
 from lm_power.distill.sources import find_files, kind_of
@@ -95,7 +95,8 @@ def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -
     record["results"] = _results(trainer, record, trainer.mean_loss(compared), seconds, checkpoint)
     # Trainer switches the cache off, and a saved model would be slow for ever.
     student.model.config.use_cache = use_cache
-    trainer.ending_together(functools.partial(trainer.save_model, _internal_call=True))
+    # Sharded weights are gathered first; only then is a file written, and what fails there ends all processes.
+    together(functools.partial(trainer.save_model, _internal_call=True))
     on_main(lambda: _finish(record, config, student, trainer))
     if config.push_to_hub is not None:
         trainer.publish()

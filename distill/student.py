@@ -19,6 +19,7 @@ from lm_power.distill.parallel import on_main
 from lm_power.fingerprint import fingerprint
 from lm_power.host import find_eos_ids
 from lm_power.identity import Identity
+from lm_power.loading import named_by
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -82,14 +83,10 @@ def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
     hub: dict[str, Any] = {} if config.revision is None else {"revision": config.revision}
     if config.trust_remote_code:
         hub["trust_remote_code"] = True
-    try:
+    with named_by("model", config.model, "name a hub id, or the folder of a causal LM"):
         stored = AutoConfig.from_pretrained(config.model, **hub).dtype
         tokenizer = AutoTokenizer.from_pretrained(config.model, **hub)
         base: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype, **hub)
-    except (OSError, ValueError, KeyError) as error:
-        raise OptionError(
-            f"model={config.model}: cannot be loaded: {_reason(error)}; name a hub id or a folder of a causal LM"
-        ) from error
     base_fingerprints = on_main(lambda: _fingerprints(base, stored))
     eos_ids = tuple(sorted(set(find_eos_ids(base, tokenizer))))
     set_seed(config.seed)

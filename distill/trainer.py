@@ -199,18 +199,16 @@ class DistillTrainer(Trainer):
                 ignore_patterns=["_*", "checkpoint-*", TRAINING_ARGS_NAME, RECORD, CONFIG],
             )
 
-    def ending_together(self, work: Callable[[], None]) -> None:
-        """Do what writes files, by `parallel.together`: a full disk on one process ends all.
-
-        Not for sharded weights, whose processes wait for one another as they write; there it is the launcher's part.
-        """
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            work()
-        else:
-            together(work)
-
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
-        self.ending_together(functools.partial(super()._save_checkpoint, *arguments, **options))
+        """Trainer's, in which a full disk on one process ends all.
+
+        But for sharded weights: their processes wait for one another as they write, and only the launcher can end them.
+        """
+        save = functools.partial(super()._save_checkpoint, *arguments, **options)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            save()
+        else:
+            together(save)
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Our own card, also when Trainer uploads the folder."""

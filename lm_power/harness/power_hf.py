@@ -20,6 +20,7 @@ from lm_power.harness.generation import PowerGeneration
 from lm_power.harness.options import split_model_args, store_folder
 from lm_power.host import check_batch_shape, reaching_all
 from lm_power.identity import Identity
+from lm_power.loading import check_device, check_dtype, check_vocabulary, named_by
 from lm_power.sampler import PowerSampler
 
 
@@ -87,6 +88,9 @@ class PowerHF(PowerGeneration, HFLM):
         self._most_rows = theirs.get("max_batch_size")
         if theirs.get("device") is None:  # HFLM would ask for "cuda" even where there is none
             theirs["device"] = default_device()
+        elif isinstance(theirs["device"], str):  # HFLM would take the CPU instead of a GPU that is not there
+            check_device(theirs["device"])
+        check_dtype(theirs.get("dtype", "auto"))
         super().__init__(pretrained, **theirs)
         if isinstance(pretrained, str) and theirs.get("attn_implementation") is None:
             prefer_spans(self.model)
@@ -157,6 +161,20 @@ class PowerHF(PowerGeneration, HFLM):
         """HFLM's facts, and the sampler's options and the weights' fingerprint."""
         ours = {**dataclasses.asdict(self._effective(self.sampler_config)), "model": self.model_name}
         return {**super().get_model_info(), "power_sampler": ours}
+
+    def _get_config(self, pretrained: str, **options: Any) -> None:
+        with named_by("pretrained", pretrained, "name a hub id, or the folder of a causal LM"):
+            super()._get_config(pretrained, **options)
+
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **options: Any) -> None:
+        named = ("tokenizer", tokenizer) if tokenizer else ("pretrained", pretrained)
+        with named_by(*named, "set tokenizer= to the hub id or folder of the model's"):
+            super()._create_tokenizer(pretrained, tokenizer, **options)
+        check_vocabulary(self.tokenizer, *named)
+
+    def _create_model(self, pretrained: str, **options: Any) -> None:
+        with named_by("pretrained", pretrained, "see that its weights and the options of loading are right"):
+            super()._create_model(pretrained, **options)
 
     def _effective(self, config: SamplerConfig) -> SamplerConfig:
         return config.with_foreign_proposals() if self._proposal_peft else config

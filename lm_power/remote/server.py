@@ -12,6 +12,7 @@ from lm_power.chains import METHODS
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.decoding import Measures
 from lm_power.engine.stopping import eos_ids
+from lm_power.loading import check_vocabulary, named_by
 from lm_power.remote.client import Card, HTTPClient
 from lm_power.remote.decoder import Client, TopKDecoder, Traffic
 from lm_power.remote.preflight import check, try_out
@@ -192,13 +193,9 @@ def load_tokenizer(name: str, loading: Mapping[str, Any]) -> PreTrainedTokenizer
     """The tokenizer of a hub id or folder. Raises `OptionError`."""
     from transformers import AutoTokenizer
 
-    try:
+    with named_by("tokenizer", name, "set tokenizer= to the hub id or folder of the served model's"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **loading)
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise OptionError(
-            f"tokenizer={name}: cannot be loaded ({why}); set tokenizer= to the hub id or folder of the served model's"
-        ) from error
+    check_vocabulary(tokenizer, "tokenizer", name)
     return tokenizer
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from lm_power.errors import LMPowerError  # noqa: E402
 from lm_power.harness.preflight import prepare  # noqa: E402
+from lm_power.plugin import add_short_errors  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "tasks"
@@ -58,9 +60,22 @@ def test_the_command_ends_in_one_line_before_the_model_is_loaded(
     assert "Traceback" not in done.stderr and "/no/such/model" not in last
 
 
-def test_other_errors_keep_their_traceback() -> None:
+def test_a_model_that_cannot_be_loaded_ends_in_one_line() -> None:
     done = command("--tasks", "pocket_sums")
-    assert done.returncode == 1 and "Traceback" in done.stderr and "/no/such/model" in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert done.stderr.strip().splitlines()[-1].startswith("lm_eval: pretrained=/no/such/model: cannot be loaded: ")
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    class HarnessCLI:
+        def execute(self, error: Exception) -> None:
+            raise error
+
+    add_short_errors(SimpleNamespace(HarnessCLI=HarnessCLI))
+    with pytest.raises(ZeroDivisionError):
+        HarnessCLI().execute(ZeroDivisionError())
+    with pytest.raises(SystemExit, match="2"):
+        HarnessCLI().execute(LMPowerError("a user's mistake"))
 
 
 def manager(**options: object) -> TaskManager:
