@@ -9,7 +9,7 @@ import yaml
 import lm_power
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("lm_power", "distill", "tasks", "examples", "tests", ".ci", ".github")
+FOLDERS = ("lm_power", "distill", "tasks", "examples", "docs", "tests", ".ci", ".github")
 PAGES = sorted({*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))})
 
 LINK = re.compile(r"(?<!!)\[[^\]\n]*(?:\n[^\]\n]*)?\]\(([^)\s]+)\)")

@@ -13,7 +13,7 @@ from foreign_adapters import make_adapter
 from harness.tiny_lm import save_model
 from models import make_model, student_of
 from test_law import EOS_IDS, FALSE_ALARM, FLAT_SEED, LONGEST, PROMPT, ROWS, enumerable, p_value, tiny_model
-from toy import ancestral_law, power_law, total_variation, transition_matrix
+from toy import ancestral_law, law_after, power_law, total_variation
 
 import lm_power.host
 from lm_power import OptionError, PowerSampler
@@ -41,8 +41,7 @@ def test_the_chain_has_converged_and_a_clipped_one_has_not() -> None:
 
     def after(chain: BlockwiseMetropolis) -> tuple[np.ndarray, np.ndarray]:
         """The target, and the law after the steps from what the student draws first."""
-        completions, matrix = transition_matrix(both, chain)
-        law = ancestral_law(student, completions, 1.0) @ np.linalg.matrix_power(matrix, config.mcmc_steps)
+        completions, law = law_after(both, chain, config.mcmc_steps)
         return power_law(toy, completions, ALPHA), law
 
     target, law = after(chain)

@@ -478,7 +478,7 @@ def test_a_finished_row_is_refilled_at_once(backend, recorded, method):
 def test_completions_do_not_depend_on_rows_or_order(method):
     """Guards: random numbers or states that depend on the batch. In float64: token for token the same.
 
-    (float32 is not held to this: see README, limits.)
+    (float32 is not held to this: see docs/limits.md.)
     """
     sampler = PowerSampler(make_model("qwen2", dtype=torch.float64), None, eos_token_ids=range(4))
     drawn = []

@@ -147,8 +147,12 @@ def own_law(toy: Toy, completions: list[Tokens]) -> SequenceDistribution:
 
 
 def ancestral_law(toy: Toy, completions: list[Tokens], beta: float) -> FloatArray:
-    """[completions] probabilities of token-by-token draws from q; with beta = 1 the model's own law p."""
-    return np.exp(own_law(toy, completions).tempered(1 / beta).log_p)
+    """[completions] probabilities of token-by-token draws from q, confined to its reach, the student's if there is one.
+
+    With beta = 1 and neither of them, the model's own law p.
+    """
+    log_q = [math.fsum(toy.log_probs(x[:t], beta)[1][x[t]] for t in range(len(x))) for x in completions]
+    return np.exp(log_q)
 
 
 def power_law(toy: Toy, completions: list[Tokens], alpha: float) -> FloatArray:
