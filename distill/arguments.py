@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from lm_power.config import OptionError, check_names
-from lm_power.distill.options import CONFIG, FIELDS, DistillConfig, kinds
+from lm_power.distill.options import CONFIG, FIELDS, DistillConfig
+from lm_power.distill.rules import kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +81,14 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
+    types = kinds(DistillConfig)
     groups: dict[str, Any] = {}
     for name, field in FIELDS.items():
         title = field.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         group = groups[title]
-        kind = kinds()[name]
+        kind = types[name]
         text = (field.metadata["help"] + _shown(field.default)).replace("%", "%%")
         if kind is bool:
             group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)

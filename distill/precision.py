@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from transformers.utils import is_torch_bf16_gpu_available
@@ -38,7 +38,7 @@ def choose_precision(config: DistillConfig) -> Precision:
     """The precision that the options ask for; with `precision=auto`, bfloat16 where the hardware computes in it."""
     on_cpu = config.trainer.get("use_cpu", _on_cpu())
     if config.precision != "auto":
-        return Precision(cast("Literal['bf16', 'fp32']", config.precision), "as asked for", on_cpu)
+        return Precision(config.precision, "as asked for", on_cpu)
     if on_cpu:
         units = cpu.bfloat16_units()
         if units is None:

@@ -113,21 +113,8 @@ def _check_files(config: DistillConfig) -> None:
 
 
 def _read(config: DistillConfig, student: Student) -> TeacherData:
-    data = read_teacher(
-        config.data,
-        student.tokenizer,
-        eos_ids=student.eos_ids,
-        vocabulary=student.model.config.get_text_config().vocab_size,
-        select=config.select,  # type: ignore[arg-type]  # checked by the options
-        per_prompt=config.per_prompt,
-        finished_only=config.finished_only,
-        correct_only=config.correct_only,
-        min_tokens=config.min_tokens,
-        deduplicate=config.deduplicate,
-        assume_eos=config.assume_eos,
-        mixed_settings=config.mixed_settings,
-        exclude_prompts_of=config.exclude_prompts_of,
-    )
+    vocabulary = student.model.config.get_text_config().vocab_size
+    data = read_teacher(config.data, student.tokenizer, config, eos_ids=student.eos_ids, vocabulary=vocabulary)
     say(data.summary())
     return data
 

@@ -19,11 +19,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from lm_power.distill.agreement import attach_verdicts, one_model, shared_settings
 from lm_power.distill.contamination import EvaluationSets
 from lm_power.distill.encoding import Encoder, Sample
+from lm_power.distill.options import Selection
 from lm_power.distill.samples import read_logged
 from lm_power.distill.sources import Drawn, TeacherDataError, find_files, kind_of, read_store_lines
 from lm_power.distill.tally import Tally, repetition
@@ -31,9 +32,7 @@ from lm_power.distill.tally import Tally, repetition
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Sample", "Select", "TeacherData", "TeacherDataError", "read_teacher"]
-
-Select = Literal["one", "all", "best"]
+__all__ = ["Sample", "Selection", "TeacherData", "TeacherDataError", "read_teacher"]
 
 _SHOWN_HITS = 3
 
@@ -93,18 +92,10 @@ class TeacherData:
 def read_teacher(
     paths: Iterable[str | Path],
     tokenizer: PreTrainedTokenizerBase,
+    selection: Selection | None = None,
     *,
     eos_ids: Sequence[int],
     vocabulary: int | None = None,
-    select: Select = "one",
-    per_prompt: int | None = None,
-    finished_only: bool = False,
-    correct_only: bool = False,
-    min_tokens: int = 1,
-    deduplicate: bool = True,
-    assume_eos: bool = False,
-    mixed_settings: bool = False,
-    exclude_prompts_of: Iterable[str | Path] = (),
 ) -> TeacherData:
     """The (prompt, completion) pairs of stores and lm-eval samples files; each is told by its content.
 
@@ -116,61 +107,51 @@ def read_teacher(
     Args:
         paths: store folders or files, samples files, folders with any of these in them or below.
         tokenizer: the student's; it must be the teacher's.
+        selection: which completions are kept; by default `Selection()`: the first repeat of each prompt.
         eos_ids: the student's EOS tokens. One is appended to a completion of a samples file that is told to
             have ended by EOS: the tokenizer's own if it is among them, else the first.
         vocabulary: number of the student's token ids; by default `len(tokenizer)`.
-        select: of each prompt's completions that pass the other checks: "one", the first repeat; "all"; or
-            "best", that with the largest self-reward.
-        per_prompt: with "all", the first so many repeats of a prompt; with "best", the so many best.
-        finished_only: keep those that ended by EOS or a stop string.
-        correct_only: keep those that the task's grader took; stores know no verdicts, samples files do.
-        min_tokens: shortest completion, tokens, EOS included.
-        deduplicate: keep one of equal completions of a prompt. Without it equal draws all count, as the law
-            of the completions has it; copies of one draw count once in any case.
-        assume_eos: where a samples file does not tell how completions ended, take it that EOS ended each, and
-            learn it. Wrong for a completion that a stop string or the length limit cut.
-        mixed_settings: allow completions of one model drawn in different ways (of several tasks, say). Another
-            seed alone is no other way.
-        exclude_prompts_of: evaluation sets that no prompt may occur in (`contamination.EvaluationSets`).
 
     Raises:
         LogError, StoreError: a file is damaged.
-        TeacherDataError: an option is wrong; files are missing, empty, of several models or settings;
-            the tokenizer is not the teacher's; a prompt occurs in an evaluation set; nothing is left.
+        TeacherDataError: files are missing, empty, of several models or settings; the tokenizer is not the
+            teacher's; a prompt occurs in an evaluation set; nothing is left.
     """
-    _check_options(select, per_prompt, min_tokens)
+    selection = Selection() if selection is None else selection
     files = find_files(paths)
     stored, logged = _read(files)
     everything = [*stored, *(one for drawn in logged.values() for one in drawn)]
     model = one_model(everything)
     drawn = attach_verdicts(stored, logged)
-    config = shared_settings(drawn, mixed_settings)
-    _refuse_contaminated(drawn, exclude_prompts_of)
+    config = shared_settings(drawn, selection.mixed_settings)
+    _refuse_contaminated(drawn, selection.exclude_prompts_of)
 
     tally = Tally(drawn)
     drawn = tally.drop("data-parallel padding", drawn, lambda one: one.is_padding)
     copied = repetition()
     drawn = tally.drop("read before (copies of one draw)", drawn, lambda one: copied(one.key))
-    if correct_only:
+    if selection.correct_only:
         _require_verdicts(drawn)
         drawn = tally.drop("without a verdict in the samples files", drawn, lambda one: one.correct is None)
         drawn = tally.drop("graded wrong", drawn, lambda one: not one.correct)
-    encoder = Encoder(tokenizer, eos_ids, len(tokenizer) if vocabulary is None else vocabulary, assume_eos)
+    vocabulary = len(tokenizer) if vocabulary is None else vocabulary
+    encoder = Encoder(tokenizer, eos_ids, vocabulary, selection.assume_eos)
     encoded = {one.key: encoder.sample(one) for one in drawn}
     drawn = tally.drop("whose text the tokenizer does not give back", drawn, lambda one: encoded[one.key] is None)
     samples = [sample for one in drawn if (sample := encoded[one.key]) is not None]
     samples = tally.drop("without a token", samples, lambda sample: not sample.token_ids)
-    if deduplicate:
+    if selection.deduplicate:
         equal = repetition()
         samples = tally.drop(
             "equal to an earlier completion of the prompt", samples, lambda s: equal((s.prompt_ids, s.token_ids))
         )
-    if finished_only:
+    if selection.finished_only:
         _require_endings(samples)
         samples = tally.drop("unfinished (cut by the length limit)", samples, lambda s: s.finish_reason == "length")
-    samples = tally.drop(f"shorter than {min_tokens} tokens", samples, lambda s: len(s.token_ids) < min_tokens)
-    chosen = _choose(samples, select, per_prompt)
-    samples = tally.drop(f"not chosen (select={select})", samples, lambda sample: sample not in chosen)
+    least = selection.min_tokens
+    samples = tally.drop(f"shorter than {least} tokens", samples, lambda sample: len(sample.token_ids) < least)
+    chosen = _choose(samples, selection)
+    samples = tally.drop(f"not chosen (select={selection.select})", samples, lambda sample: sample not in chosen)
     return TeacherData(
         samples=tuple(samples),
         counts=tally.finished(len(samples)),
@@ -179,20 +160,6 @@ def read_teacher(
         config=config,
         files=tuple(map(str, files)),
     )
-
-
-def _check_options(select: str, per_prompt: int | None, min_tokens: int) -> None:
-    if select not in get_args(Select):
-        raise TeacherDataError(f"select={select!r}: must be {' or '.join(get_args(Select))}")
-    for name, value in (("per_prompt", per_prompt), ("min_tokens", min_tokens)):
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if not whole and not (name == "per_prompt" and value is None):
-            raise TeacherDataError(f"{name}={value!r}: must be a whole number >= 1")
-    if select == "one" and per_prompt not in (None, 1):
-        raise TeacherDataError(
-            f"per_prompt={per_prompt} with select=one, which takes one; for the first {per_prompt} of each prompt set "
-            "select=all, for the best select=best"
-        )
 
 
 def _read(files: Sequence[Path]) -> tuple[list[Drawn], dict[Path, list[Drawn]]]:
@@ -260,15 +227,16 @@ def _require_endings(samples: Sequence[Sample]) -> None:
         )
 
 
-def _choose(samples: Sequence[Sample], select: Select, per_prompt: int | None) -> set[Sample]:
-    """Those of each prompt that `read_teacher` keeps."""
+def _choose(samples: Sequence[Sample], selection: Selection) -> set[Sample]:
+    """Those of each prompt that `select` and `per_prompt` keep."""
     groups: dict[tuple[int, ...], list[Sample]] = defaultdict(list)
     for sample in samples:
         groups[sample.prompt_ids].append(sample)
-    most = per_prompt if select == "all" else per_prompt or 1
+    most = selection.per_prompt if selection.select == "all" else selection.per_prompt or 1
     chosen: set[Sample] = set()
     for group in groups.values():
-        chosen.update((sorted(group, key=_minus_self_reward) if select == "best" else group)[:most])
+        ranked = sorted(group, key=_minus_self_reward) if selection.select == "best" else group
+        chosen.update(ranked[:most])
     return chosen
 
 
