@@ -9,7 +9,7 @@ from typing import Any
 
 from lm_power.distill.sources import Drawn, TeacherDataError
 from lm_power.logs.results import results_beside
-from lm_power.logs.samples import Document, Logged, problem_of, read_samples
+from lm_power.logs.samples import Document, LoggedCompletion, problem_of, read_samples
 
 
 def read_logged(path: Path) -> list[Drawn]:
@@ -33,7 +33,7 @@ def read_logged(path: Path) -> list[Drawn]:
             if drawing.complaint is not None:
                 raise TeacherDataError(f"{document.where}: its settings are not this lm-power's ({drawing.complaint})")
             settings = drawing.options if drawing.method is None else {"method": drawing.method, **drawing.options}
-        padding = [Logged(text, drawn=text) for text in document.padding]
+        padding = [LoggedCompletion(text) for text in document.padding]
         rows = enumerate([*document.completions, *padding])
         own = len(document.completions)
         drawn = [_drawn(document, one, repeat, model, settings, repeat >= own) for repeat, one in rows]
@@ -51,14 +51,20 @@ def read_logged(path: Path) -> list[Drawn]:
 
 
 def _drawn(
-    document: Document, one: Logged, repeat: int, model: str | None, settings: dict[str, Any], is_padding: bool
+    document: Document,
+    one: LoggedCompletion,
+    repeat: int,
+    model: str | None,
+    settings: dict[str, Any],
+    is_padding: bool,
 ) -> Drawn:
+    text = one.text if one.drawn_text is None else one.drawn_text
     return Drawn(
-        key=json.dumps([model, settings, document.request, repeat, one.drawn]),
+        key=json.dumps([model, settings, document.request, repeat, text]),
         where=document.where,
         prompt=document.prompt,
         messages=document.messages,
-        text=one.drawn,
+        text=text,
         repeat=repeat,
         config=settings,
         model=model,

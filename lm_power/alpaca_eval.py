@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lm_power.errors import UserError
-from lm_power.logs.samples import Document, Logged, read_samples
+from lm_power.logs.samples import Document, LoggedCompletion, read_samples
 
 HELP = "convert a run of power_alpaca_eval to the JSON file that the alpaca_eval package judges"
 TASK = "power_alpaca_eval"
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"Judge it:  alpaca_eval --model_outputs {output}")
 
 
-def _summary(chosen: Sequence[Logged], n: int, choose: str, generator: str) -> str:
+def _summary(chosen: Sequence[LoggedCompletion], n: int, choose: str, generator: str) -> str:
     facts = [f"{len(chosen)} outputs of {generator!r}"]
     if n > 1:
         facts.append(f"of {n} completions the {'first' if choose == 'first' else 'one with the largest self-reward'}")
@@ -134,7 +134,7 @@ def read_documents(file: Path) -> list[Document]:
     return [documents[doc_id] for doc_id in sorted(documents)]
 
 
-def choice(document: Document, choose: str) -> Logged:
+def choice(document: Document, choose: str) -> LoggedCompletion:
     """The completion to be judged: the first, or the first of those with the largest self-reward.
 
     Raises:

@@ -118,7 +118,7 @@ class Decoder(Protocol):
     A row holds a prompt and a settled completion. It is idle until `submit`, then busy until `step` has handed its
     segment back, and settled again by `commit` or `rollback`. `step` may hand a segment back some calls after the
     one that drew its last token, and nothing while rows are busy; a segment that was rolled back meanwhile is never
-    handed back. `drawn` must answer even where another call has failed.
+    handed back. `tokens_decoded` must answer even where another call has failed.
 
     Attributes:
         rows: how many there are.
@@ -153,6 +153,6 @@ class Decoder(Protocol):
         """Give up what a row is decoding or has decoded; its settled completion stands. The tokens given up."""
         ...
 
-    def drawn(self, row: int) -> int:
-        """Tokens drawn so far for a row's request."""
+    def tokens_decoded(self, row: int) -> int:
+        """Tokens decoded so far for a row's request."""
         ...

@@ -208,10 +208,10 @@ class Progress:
         _append(self._speeds, (now, spent, len(runs)), SPEED_WINDOW)
         samples = list(self._speeds)
         worked = sum(max(n, m) * (after - before) for (before, _, n), (after, _, m) in itertools.pairwise(samples))
-        drawn = samples[-1][1] - samples[0][1]
-        if runs and worked > 0 and drawn > 0:
+        decoded = samples[-1][1] - samples[0][1]
+        if runs and worked > 0 and decoded > 0:
             waiting = max(0, self.total - self.done - len(runs))
-            left = longest_left(runs, waiting, self._costs) * worked / drawn
+            left = longest_left(runs, waiting, self._costs) * worked / decoded
             self._outlook = (now, left, not self._costs)
 
     def _draw(self, now: float) -> None:

@@ -16,7 +16,7 @@ from lm_power.decoding import FinishedBy
 from lm_power.engine import BatchShape, StopStrings
 from lm_power.engine.attention import prefer_spans
 from lm_power.engine.device import default_device
-from lm_power.engine.halving import halving
+from lm_power.engine.out_of_memory import retry_with_fewer_rows
 from lm_power.host import Host, LocalHost
 from lm_power.jobs import ActiveJob, Job
 from lm_power.progress import Progress, progress_bar
@@ -344,7 +344,7 @@ class PowerSampler:
                 with self.host.decoder(config, rows_left, longest, stops, self.counters, algorithm.measures) as decoder:
                     yield from scheduler.finished(decoder)
 
-            for job in halving(attempt, rows):
+            for job in retry_with_fewer_rows(attempt, rows):
                 result = algorithm.result(job.state)
                 assert result is not None
                 stats = job.stats(dict(result.diagnostics))

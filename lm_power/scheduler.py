@@ -115,20 +115,20 @@ class Scheduler:
         return list(touched.values())
 
     def _under_way(self) -> list[UnderWay]:
-        """What each job has cost per lane, and may still cost: with what its first round in flight has drawn so far."""
+        """What each job has cost per lane, and may still cost: its first round in flight included."""
         ways, lanes = [], self.algorithm.lanes
         for job in self._running.values():
             rows = job.rounds[0].rows if job.rounds else []
-            drawn = sum(self.engine.drawn(row) for row in rows if row is not None)
-            left = self.algorithm.work_left(job.state) - drawn / lanes
-            ways.append(UnderWay((job.decoded + drawn) // lanes, max(0.0, left)))
+            decoded = sum(self.engine.tokens_decoded(row) for row in rows if row is not None)
+            left = self.algorithm.work_left(job.state) - decoded / lanes
+            ways.append(UnderWay((job.decoded + decoded) // lanes, max(0.0, left)))
         return ways
 
     def _leave_engine(self) -> None:
         """Give up what is in flight; the jobs under way wait for rows again, the longest first."""
         for job in self._running.values():
             for flight in job.rounds:
-                job.dropped += sum(self.engine.drawn(row) for row in flight.rows if row is not None)
+                job.dropped += sum(self.engine.tokens_decoded(row) for row in flight.rows if row is not None)
             job.rounds.clear()
             job.rows.clear()
         under_way = sorted(self._running.values(), key=lambda job: self.algorithm.work_left(job.state))

@@ -27,8 +27,8 @@ class Method:
 
     Attributes:
         name: the value of the option `method`.
-        summary: what it does, for `--help` and tables: a phrase.
-        exact: whose distribution it samples, and in which limit: a phrase.
+        summary: what it does: a phrase, for `lm-power report`.
+        exact: which distribution it samples, and in which limit: a phrase, for `lm-power report`.
         options: names of the sampler options that it has, beside those that all methods have.
         make: the algorithm for a `SamplerConfig`.
         only_default: those of the options that do nothing but set another's default.

@@ -239,7 +239,7 @@ class Engine:
 
     def rollback(self, row: int) -> int:
         """Give up what a row is decoding, or has decoded, and put back what it held; the tokens given up."""
-        given_up = self.drawn(row)
+        given_up = self.tokens_decoded(row)
         if self._busy[row]:
             self._busy[row] = False
             self._step.stop(row)
@@ -251,7 +251,7 @@ class Engine:
         self._saved[row] = (length, length)
         return given_up
 
-    def drawn(self, row: int) -> int:
+    def tokens_decoded(self, row: int) -> int:
         """Tokens drawn for a row's request, as far as results have been read."""
         return int(self._length[row] - self._keep[row])
 

@@ -19,7 +19,7 @@ from lm_power.decoding import Request
 from lm_power.engine.attention import chosen_instead_of
 from lm_power.engine.backend import HFBackend
 from lm_power.engine.engine import Engine
-from lm_power.engine.halving import out_of_memory
+from lm_power.engine.out_of_memory import out_of_memory
 from lm_power.engine.paired import AnyBackend, PairedBackend
 from lm_power.engine.stopping import StopStrings
 from lm_power.errors import LMPowerError

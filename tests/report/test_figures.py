@@ -130,9 +130,9 @@ def test_histograms_count_every_completion_once(draw, quantity):
     run = make_run(problems=10, n=5)
     axes = draw(comparison_of(run)).canvas.axes[0]
     right, wrong = (patch.get_data().values.sum() for patch in axes.patches)
-    answers = [answer for problem in run.problems for answer in problem.answers]
-    assert right == sum(a.correct == 1 for a in answers)
-    assert -wrong == sum(a.correct == 0 for a in answers)
+    completions = [completion for problem in run.problems for completion in problem.completions]
+    assert right == sum(a.correct == 1 for a in completions)
+    assert -wrong == sum(a.correct == 0 for a in completions)
 
 
 def test_acceptance_shows_every_block():

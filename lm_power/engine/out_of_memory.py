@@ -1,4 +1,4 @@
-"""Out of memory while running: half the rows, and on."""
+"""What to do when memory runs out while a run is under way: go on with half the rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 _SAYINGS = ("bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-def halving(attempt: Callable[[int], Iterator[T]], rows: int) -> Iterator[T]:
+def retry_with_fewer_rows(attempt: Callable[[int], Iterator[T]], rows: int) -> Iterator[T]:
     """What `attempt(rows)` yields; where memory runs out, what it yields when called again with half the rows.
 
     Half is rounded up: 5 rows, 3, 2, 1. Nothing of an attempt is referred to any more, and its memory is free, when the
