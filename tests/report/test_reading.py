@@ -172,6 +172,19 @@ def test_random_weights_are_another_model(tmp_path):
     assert read(tmp_path)[0].label == "base (RandW), power, alpha=4"
 
 
+def test_a_merged_adapter_is_named_apart_from_the_unmerged_one(tmp_path):
+    """Guards a comparison of the two, in logs or in stores, against rows that name one model twice."""
+    arguments = {"pretrained": "Q/base", "peft": "me/lora"}
+    write_evaluation(tmp_path / "logs", make_run(problems=1, n=1, **POWER), model_args=arguments)
+    write_evaluation(
+        tmp_path / "merged", make_run(problems=1, n=1, seed=1, **POWER), model_args={**arguments, "merge_adapter": True}
+    )
+    fill_store(tmp_path / "store", {"a": 1}, model="Q/base+peft=me/lora@0123456789abcdef")
+    fill_store(tmp_path / "merged store", {"a": 1}, model="Q/base+peft=me/lora+merged@fedcba9876543210")
+    runs = read(*(tmp_path / name for name in ("logs", "merged", "store", "merged store")))
+    assert [run.model for run in runs] == ["base + lora", "base + lora (merged)"] * 2
+
+
 @pytest.mark.parametrize(
     ("metrics", "correct", "note"),
     [

@@ -111,9 +111,9 @@ def with_texts(run: Run, texts: list[str]) -> Run:
     return dataclasses.replace(run, problems=tuple(problems))
 
 
-def fill_store(folder, repeats, seed=0, **options):
+def fill_store(folder, repeats, seed=0, model="pocket/model+RandW@0123456789abcdef", **options):
     """A store with `repeats[prompt]` completions per prompt."""
-    source = Provenance("pocket/model+RandW@0123456789abcdef", SamplerConfig(seed=seed, **options), (), (0,))
+    source = Provenance(model, SamplerConfig(seed=seed, **options), (), (0,))
     with CompletionStore(folder, source.model) as store:
         for prompt, n in repeats.items():
             for repeat in range(n):
