@@ -29,26 +29,27 @@ _MUST_BE_GIVEN = ("model", "data", "output")
 class Selection(Options):
     """Which of the completions that are on disk a student learns from.
 
-    Completions that fail one of the checks are dropped first. Of those of a prompt that are left, `select` takes the
-    first repeat ("one"), all or the first `per_prompt` repeats ("all"), or the one or `per_prompt` with the largest
-    self-reward ("best").
+    Completions that fail one of the checks are dropped first. From the rest of a prompt's completions, `select` takes
+    the first repeat ("one"), all repeats or the first `per_prompt` of them ("all"), or the one with the largest
+    self-reward or the `per_prompt` best ("best").
 
-    `deduplicate` keeps one of equal completions of a prompt. Without it equal draws all count, as the distribution of
-    the completions has it; copies of one draw count once in any case. `correct_only` takes its verdicts from samples
-    files, since stores have none. `assume_eos` has EOS learnt at the end of each completion whose ending the file does
-    not tell; it is wrong for one that a stop string or the length limit cut. `mixed_settings` allows several ways of
-    drawing, of several tasks say, but still one model only; a different seed alone is never another way.
+    With `deduplicate`, only one of equal completions of a prompt is kept. Without it all equal draws count, in
+    proportion to their probability; copies of a single draw count once in any case. `correct_only` needs the verdicts
+    of samples files, since stores have none. With `assume_eos`, EOS is learnt at the end of every completion whose file
+    does not say how it ended, which is wrong for one that a stop string or the length limit ended. `mixed_settings`
+    allows several ways of drawing, for example of several tasks, but still only one model. Completions that differ in
+    the seed alone are always allowed.
 
     Raises:
         OptionError: an option is of the wrong type, outside its range, or at odds with another.
     """
 
     select: Literal["one", "all", "best"] = _data("one", "of a prompt's completions: one | all | best (by self-reward)")
-    per_prompt: int | None = _data(None, "with select=all or best: at most so many of a prompt", at_least(1))
+    per_prompt: int | None = _data(None, "with select=all or best: at most so many per prompt", at_least(1))
     finished_only: bool = _data(False, "only completions that ended by EOS or a stop string")
     correct_only: bool = _data(False, "only completions graded correct (lm-eval's sample files): needs labels")
     deduplicate: bool = _data(True, "of equal completions of a prompt, keep one")
-    assume_eos: bool = _data(False, "where the file does not tell (other models' sample files): EOS ended all")
+    assume_eos: bool = _data(False, "if a file does not say how completions ended (other models'): all by EOS")
     mixed_settings: bool = _data(False, "allow completions drawn with different options")
     min_tokens: int = _data(1, "shortest completion, in tokens, EOS included", at_least(1))
     exclude_prompts_of: tuple[str, ...] = _data((), "evaluation data whose prompts must not occur: files as in data")
@@ -61,7 +62,7 @@ class Selection(Options):
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig(Selection):
-    """How to distil: which completions, and what to do with them; checked when made.
+    """How to distil: which completions to use, and what to do with them. It is checked when it is made.
 
     Defaults are those of Tomihari & Sato (2026), section 7 of their settings, except `lora_r`, `lora_alpha`,
     `lora_dropout` and `learning_rate`, which the paper does not give.
@@ -76,7 +77,7 @@ class DistillConfig(Selection):
     model: str = _what(None, "hub id or folder of the model to train: the teacher's base")
     data: tuple[str, ...] = _what((), "completions: folders of a store, .jsonl files, or lm-eval's samples_*.jsonl")
     output: str = _what(None, "folder for the result: new, or empty")
-    adapter: str | None = _what(None, "folder of an adapter for this model to go on from: another round")
+    adapter: str | None = _what(None, "folder of an adapter of this model to continue training: another round")
     full: bool = _what(False, "train all weights rather than an adapter")
     revision: str | None = _what(None, "revision of the model on the hub")
     trust_remote_code: bool = _what(False, "run code that comes with the model")
@@ -96,7 +97,7 @@ class DistillConfig(Selection):
     lr_scheduler: str = _run("linear", "shape after the warm-up, as transformers names it: linear, cosine, constant …")
     warmup_ratio: float = _run(0.03, "share of the steps over which the learning rate rises", SHARE)
     weight_decay: float = _run(0.01, "AdamW's weight decay", NOT_NEGATIVE)
-    batch_size: int = _run(1, "completions a device computes at once", at_least(1))
+    batch_size: int = _run(1, "completions that a device computes at once", at_least(1))
     gradient_accumulation: int = _run(8, "batches of every device in one step", at_least(1))
     gradient_checkpointing: bool = _run(True, "recompute activations in the backward pass: slower, less memory")
     precision: Literal["auto", "bf16", "fp32"] = _run(
@@ -129,7 +130,7 @@ class DistillConfig(Selection):
         return default if self.learning_rate is None else self.learning_rate
 
     def resolved(self) -> dict[str, Any]:
-        """All options in plain types, as a YAML file takes them back.
+        """All options in plain types, from which a YAML file can restore them.
 
         >>> config = DistillConfig(model="m", data=("store",), output="out")
         >>> DistillConfig(**config.resolved()) == config

@@ -1,4 +1,4 @@
-"""In which precision a student is trained: what was asked for, or what pays here."""
+"""The precision in which a student is trained: what the user asked for, or what is fast on this hardware."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Precision:
 
 
 def choose_precision(config: DistillConfig) -> Precision:
-    """The precision that the options ask for; with `precision=auto`, bfloat16 where the hardware computes in it."""
+    """The precision that the options ask for; with `precision=auto`, bfloat16 if the hardware computes in it."""
     on_cpu = config.trainer.get("use_cpu", _on_cpu())
     if config.precision != "auto":
         return Precision(config.precision, "as asked for", on_cpu)

@@ -43,10 +43,10 @@ def option(group: str, default: Any, help: str, rule: Rule = ANY) -> Any:
     """A field of a class derived from `Options`.
 
     Args:
-        group: the heading that it stands under in the help.
-        default: None only where the type allows it, or the option must be given.
+        group: its heading in the help.
+        default: its default; None only if the type allows it or the option must be given.
         help: one line.
-        rule: what a value of the right type must be besides; a `Literal` type is its own rule.
+        rule: what else a value of the right type must fulfil; a `Literal` type is its own rule.
     """
     metadata = {"group": group, "help": help, "rule": rule}
     if isinstance(default, dict):
@@ -56,9 +56,9 @@ def option(group: str, default: Any, help: str, rule: Rule = ANY) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Fields made by `option`; each is read as its type and checked by its rule when the record is made.
+    """A record of fields made by `option`, which are converted to their types and checked when the record is made.
 
-    Numbers may come as text, since YAML reads 1e-4 as text, and a single name stands for a list of one.
+    Numbers may be given as text, since YAML reads 1e-4 as text, and a single name stands for a list of one.
 
     Raises:
         OptionError: a value is of the wrong type or breaks its rule.
@@ -73,7 +73,7 @@ class Options:
 
 
 def kinds(options: type[Options]) -> dict[str, Any]:
-    """Option → the type of its values, None left out: str, int, float, bool, tuple, Mapping or a `Literal`."""
+    """Option → the type of its values other than None: str, int, float, bool, tuple, Mapping or a `Literal`."""
     found = {}
     for name, hint in typing.get_type_hints(options).items():
         if isinstance(hint, types.UnionType):

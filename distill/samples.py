@@ -15,12 +15,12 @@ from lm_power.logs.samples import Document, LoggedCompletion, problem_of, read_s
 def read_logged(path: Path) -> list[Drawn]:
     """The completions of an lm-eval samples file, by document and repeat, as they were drawn.
 
-    A task with several filters logs its completions once for each: they are taken once, and count as correct
-    if one of the filters' metrics says so.
+    A task with several filters logs its completions once per filter. They are taken once, and count as correct if the
+    metrics of one filter say so.
 
     Raises:
         LogError: a line is damaged, or is of a task that generates no text.
-        TeacherDataError: its settings are not this version's.
+        TeacherDataError: its settings are those of another version.
     """
     results = results_beside(path)
     identity = None if results is None else results.identity
@@ -45,7 +45,7 @@ def read_logged(path: Path) -> list[Drawn]:
                 for first, second in zip(earlier, drawn, strict=True)
             ]
         documents[name] = (document.doc_id, drawn)
-    # Several processes log their documents one after another, not in the order of the data set.
+    # With several processes, lm-eval logs one process's documents after another's, not in the order of the data set.
     in_order = sorted(documents.values(), key=lambda document: document[0])
     return [one for _, drawn in in_order for one in drawn]
 

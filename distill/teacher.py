@@ -1,4 +1,4 @@
-"""Teacher data: completions that are on disk already, checked and ready to learn from.
+"""Teacher data: completions on disk, checked and made ready to learn from.
 
     from lm_power.distill.teacher import read_teacher
     data = read_teacher(["runs/math7b"], tokenizer, eos_ids=find_eos_ids(model, tokenizer), vocabulary=vocab_size)
@@ -6,8 +6,8 @@
     data.samples[0].prompt_ids, data.samples[0].token_ids
 
 A store's token ids are taken as they are. lm-eval's `--log_samples` files of any model hold texts, which the student's
-tokenizer encodes. A folder that holds both, of one run, gives the store's tokens and the samples' verdicts. No label
-is needed, and nothing is filtered by correctness unless asked.
+tokenizer encodes. From a folder with both kinds of files of one run, the tokens come from the store and the verdicts
+from the samples. No labels are needed, and nothing is filtered by correctness unless the user asks for it.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class TeacherData:
     """What `read_teacher` found.
 
     Attributes:
-        samples: to learn from; the order depends on the files' contents alone.
-        counts: completions "read", dropped by reason in the order of the checks, and "kept".
+        samples: what to learn from, in an order that depends on the files' contents alone.
+        counts: numbers of completions: "read", dropped by reason in the order of the checks, and "kept".
         first_dropped: reason → "file:line" of the first completion dropped for it.
-        model: the teacher as the store names it, "name@fingerprint", or by name alone; None if no file tells.
-        config: the sampling options that all completions share (`seed` among them if they do); None if no
-            file tells any.
-        files: those read.
+        model: the teacher as the store names it, "name@fingerprint", or its name alone; None if no file says.
+        config: the sampling options that all completions share (`seed` included if they share it); None if no file
+            has any.
+        files: the files that were read.
     """
 
     samples: tuple[Sample, ...]
@@ -97,19 +97,19 @@ def read_teacher(
     eos_ids: Sequence[int],
     vocabulary: int | None = None,
 ) -> TeacherData:
-    """The (prompt, completion) pairs of stores and lm-eval samples files; each is told by its content.
+    """The (prompt, completion) pairs of stores and lm-eval samples files, which are recognised by their content.
 
-    A samples file whose completions are all in the stores given is of the same run: it gives verdicts and the
-    problems that prompts were made of, not completions. Order: stores' completions by repeat and key, whichever
-    process wrote them when; then those of samples files, by file, document and repeat. Let a run end before
-    its store is read: its short completions come first.
+    A samples file whose completions are all in the given stores belongs to the same run. It adds verdicts and the
+    problems that prompts were made from, but no completions. Completions of stores come first, by repeat and key,
+    whichever process wrote them when. Then come those of samples files, by file, document and repeat. A run should have
+    ended before its store is read, because its short completions are stored first.
 
     Args:
         paths: store folders or files, samples files, folders with any of these in them or below.
-        tokenizer: the student's; it must be the teacher's.
-        selection: which completions are kept; by default `Selection()`: the first repeat of each prompt.
-        eos_ids: the student's EOS tokens. One is appended to a completion of a samples file that is told to
-            have ended by EOS: the tokenizer's own if it is among them, else the first.
+        tokenizer: the student's; it must be the same as the teacher's.
+        selection: which completions are kept; by default `Selection()`, the first repeat of each prompt.
+        eos_ids: the student's EOS tokens. One is appended to each completion of a samples file that ended by EOS: the
+            tokenizer's own if it is among them, else the first.
         vocabulary: number of the student's token ids; by default `len(tokenizer)`.
 
     Raises:
@@ -181,8 +181,8 @@ def _read(files: Sequence[Path]) -> tuple[list[Drawn], dict[Path, list[Drawn]]]:
             )
     if not stored and not logged:
         raise TeacherDataError(f"{', '.join(map(str, files))}: empty; nothing has been drawn yet")
-    # By repeat, so that of equal completions the first one drawn stays: were another kept, select=one would pass
-    # it over for the next repeat, and favour the rarer completions of a prompt.
+    # Sorted by repeat, so that the first of equal completions is kept. If another were kept, select=one would take the
+    # next repeat instead, and favour the rarer completions of a prompt.
     return sorted(stored, key=lambda one: (one.repeat, one.key)), logged
 
 
@@ -203,7 +203,7 @@ def _refuse_contaminated(drawn: Sequence[Drawn], exclude_prompts_of: Iterable[st
 
 
 def _require_verdicts(drawn: Sequence[Drawn]) -> None:
-    """Raise `TeacherDataError` where verdicts are missing altogether; a store may hold more than was graded."""
+    """Raise `TeacherDataError` if there are no verdicts at all; a store may hold more completions than were graded."""
     unknown = [one for one in drawn if one.correct is None]
     logged = [one for one in unknown if one.token_ids is None]
     if logged:
