@@ -1,4 +1,4 @@
-"""Do the files of a teacher belong together: one model, one way of drawing, one run?"""
+"""Checks that the files of a teacher belong together: one model, one way of drawing, one run."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ def one_model(drawn: Iterable[Drawn]) -> str | None:
 
 
 def _same_model(one: str, other: str) -> bool:
-    """By fingerprint where both have one, else by name."""
+    """Whether two names stand for the same model: by fingerprint if both have one, else by name."""
     return Identity.parse(one).same_weights(Identity.parse(other))
 
 
 def attach_verdicts(stored: list[Drawn], logged: dict[Path, list[Drawn]]) -> list[Drawn]:
-    """The completions to learn from; stored ones know what the samples files of their run tell of them.
+    """The completions to learn from; stored ones get their verdicts and problems from the samples files of their run.
 
-    They are matched by the texts of prompt and completion, since a task grades equal texts alike; or by self-reward and
-    cost, since a log of lm-power 0.1 has a completion without the thinking section that `think_end_token` ended.
+    They are matched by the texts of prompt and completion, because a task grades equal texts alike. Otherwise they are
+    matched by self-reward and cost, because a log of lm-power 0.1 has completions without the thinking section that
+    `think_end_token` ended.
     """
     known_names = {name for one in stored for name in _names(one)}
     verdicts: dict[tuple[Any, ...], bool | None] = {}
@@ -53,7 +54,7 @@ def attach_verdicts(stored: list[Drawn], logged: dict[Path, list[Drawn]]) -> lis
             raise TeacherDataError(
                 f"{missing[0].where}: completion {missing[0].repeat} is in none of the stores given, like "
                 f"{len(missing)} of the {len(own)} of this file; the others are. Give the store that its run wrote, or "
-                "one kind of file"
+                "only one kind of file"
             )
         for one in own:
             verdicts |= dict.fromkeys(_names(one), one.correct)
@@ -71,15 +72,15 @@ def attach_verdicts(stored: list[Drawn], logged: dict[Path, list[Drawn]]) -> lis
 
 
 def _names(one: Drawn) -> list[tuple[Any, ...]]:
-    """What a completion is known by in a store and in a samples file alike, the surest first."""
+    """What identifies a completion in a store and in a samples file alike, the most reliable first."""
     by_numbers = [] if one.self_reward is None else [(one.prompt, one.self_reward, one.tokens_decoded)]
     return [(one.prompt, one.text), *by_numbers]
 
 
 def shared_settings(drawn: Sequence[Drawn], mixed: bool) -> dict[str, Any] | None:
-    """The options that all completions were drawn with, None if no file tells any.
+    """The options that all completions were drawn with; None if no file has any.
 
-    Another seed is not another way of drawing.
+    Completions that differ in the seed alone count as drawn in the same way.
     """
     different: dict[str, Drawn] = {}
     for one in drawn:
@@ -90,7 +91,7 @@ def shared_settings(drawn: Sequence[Drawn], mixed: bool) -> dict[str, Any] | Non
         said = [_differing(first.config, others[0].config), _differing(others[0].config, first.config)]
         raise TeacherDataError(
             f"completions drawn in two ways: {said[0]} ({first.where}) and {said[1]} ({others[0].where}); give the "
-            "files of one, or allow mixed_settings (of several tasks, say)"
+            "files of one, or allow both by mixed_settings, for example if they are of several tasks"
         )
     shared = {
         name: value for name, value in first.config.items() if all(one.config.get(name) == value for one in drawn)
@@ -99,6 +100,6 @@ def shared_settings(drawn: Sequence[Drawn], mixed: bool) -> dict[str, Any] | Non
 
 
 def _differing(config: dict[str, Any], other: dict[str, Any]) -> str:
-    """The options of `config` that `other` has otherwise."""
+    """The options of `config` whose values differ in `other`."""
     names = [name for name in config if name != "seed" and config[name] != other.get(name)]
     return ", ".join(f"{name}={config[name]}" for name in names) or "without these"

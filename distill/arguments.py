@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from lm_power.config import OptionError, check_names
-from lm_power.distill.options import CONFIG, FIELDS, DistillConfig, kinds
+from lm_power.distill.options import CONFIG, FIELDS, DistillConfig
+from lm_power.distill.rules import kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Invocation:
 
     Attributes:
         config: all options.
-        resume: go on with the run in `config.output`.
+        resume: continue the run in `config.output`.
     """
 
     config: DistillConfig
@@ -29,9 +30,9 @@ class Invocation:
 
 
 def parse(arguments: Sequence[str]) -> Invocation:
-    """The options of a command line; `--config FILE.yaml` gives them too, and the command line wins.
+    """The options of a command line and of `--config FILE.yaml`; the command line wins.
 
-    `--resume --output FOLDER` takes the options that the run in FOLDER was started with.
+    `--resume --output FOLDER` takes the options with which the run in FOLDER was started.
 
     Raises:
         OptionError: an unknown name (near matches are named), a missing or wrong value.
@@ -48,7 +49,7 @@ def parse(arguments: Sequence[str]) -> Invocation:
     resume = options.pop("resume")
     path = options.pop("config")
     if resume and path is None and "output" in options:
-        path = Path(options["output"]) / CONFIG  # all that the run was started with
+        path = Path(options["output"]) / CONFIG  # the options with which the run was started
     return Invocation(DistillConfig(**{**({} if path is None else read_yaml(path)), **options}), resume)
 
 
@@ -56,7 +57,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Options from a YAML file.
 
     Raises:
-        OptionError: it cannot be read, is no mapping, or names an unknown option.
+        OptionError: the file cannot be read, is not a mapping, or names an unknown option.
     """
     try:
         options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -80,30 +81,31 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
+    types = kinds(DistillConfig)
     groups: dict[str, Any] = {}
     for name, field in FIELDS.items():
         title = field.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         group = groups[title]
-        kind = kinds()[name]
+        kind = types[name]
         text = (field.metadata["help"] + _shown(field.default)).replace("%", "%%")
         if kind is bool:
             group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
         elif kind is tuple:
             group.add_argument(f"--{name}", nargs="+", metavar="X", help=text)
-        else:  # values stay text here: DistillConfig reads them as it does a YAML file's
+        else:  # values remain text here; DistillConfig converts them, as it does those of a YAML file
             metavar = {int: "N", float: "X", Mapping: "JSON"}.get(kind, "NAME")
             group.add_argument(f"--{name}", metavar=metavar, help=text)
     group = parser.add_argument_group("this command")
     group.add_argument("--config", metavar="FILE", default=None, help="YAML file of options; the command line wins")
-    group.add_argument("--resume", action="store_true", default=False, help="go on with the run that is in output")
+    group.add_argument("--resume", action="store_true", default=False, help="continue the run that is in output")
     group.add_argument("--help", "-h", action="help", help="show this and exit")
     return parser
 
 
 class _Help(argparse.HelpFormatter):
-    """Lists `--[no-]name` for switches, not both spellings."""
+    """Shows a switch as `--[no-]name`, not in both spellings."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):
@@ -112,7 +114,7 @@ class _Help(argparse.HelpFormatter):
 
 
 def _shown(default: Any) -> str:
-    """A default as the help shows it; nothing where there is none."""
+    """A default as the help shows it; empty if there is none."""
     if default is True:
         return " [on]"
     if default is False or default is dataclasses.MISSING or default in (None, ()):

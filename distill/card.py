@@ -1,4 +1,4 @@
-"""What a run tells: settings at its start, a table at its end, and the model card."""
+"""What a run prints and publishes: its settings at the start, a table at the end, and the model card."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lm_power.distill.record import CURVE, LOG, RECORD, Record, public_name
 from lm_power.identity import Identity
 
 _NO_POWER = (None, "standard", "temperature")
-"""Methods whose completions are not power samples; None where the data do not tell the method."""
+"""Methods whose completions are not power samples; None if the data do not say the method."""
 
 _START = {
     "same": "yes: self-distillation",
@@ -29,7 +29,7 @@ _NO_SIGN = {True: "no sign of it", False: "no sign of it in the training loss; n
 
 
 def settings_table(record: Record) -> str:
-    """What is about to be trained on what, one setting a line."""
+    """What is about to be trained on what, one setting per line."""
     rows = {**_model(record), **_data(record), **_how(record), "output": record["options"]["output"]}
     return _lines("Distillation", rows)
 
@@ -42,10 +42,10 @@ def closing_table(record: Record) -> str:
 
 
 def model_card(record: Record) -> str:
-    """The README.md of the result: front matter for the hub, then all that was done.
+    """The README.md of the result: front matter for the hub, then everything that was done.
 
-    It is written to be published: a folder that was given by its absolute path appears by its name. The paths are in
-    `distill.json`.
+    It is meant to be published, so a folder that was given by its absolute path appears by its name alone. The paths
+    are in `distill.json`.
     """
     base = record["options"]["model"]
     record = _published(record)

@@ -12,12 +12,12 @@ from lm_power.errors import LMPowerError
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `python -m lm_power.distill ARGUMENTS`; the exit status: 0, or 2 for what the user can mend."""
+    """Run `python -m lm_power.distill ARGUMENTS`, and return its exit status: 0, or 2 for a user's error."""
     try:
         invocation = parse(arguments)
     except LMPowerError as error:
         return _refuse(error, os.environ.get("RANK", "0") == "0")
-    # From here on torch is needed: not before, so that --help and slips are quick.
+    # Torch is imported only here, so that --help and misspelt options are answered quickly.
     from accelerate import PartialState
 
     from lm_power.distill.run import distill

@@ -1,4 +1,4 @@
-"""Do teacher prompts occur in an evaluation set?"""
+"""Finds teacher prompts that occur in an evaluation set."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from lm_power.distill.sources import TeacherDataError, find_files, kind_of, read
 from lm_power.logs.samples import PROBLEM_FIELDS, problem_of, prompts_of, read_lines
 
 SHORTEST_INSIDE = 16
-"""Characters, white space left out, from which on a text is also looked for inside longer ones; a shorter one
+"""Length, in characters without white space, from which a text is also searched for inside longer ones; a shorter text
 would be found by chance. The shortest problem of MATH500 has 19."""
 
 
 class EvaluationSets:
-    """The prompts of evaluation sets, to look others up in; case and white space do not count.
+    """The prompts of evaluation sets, in which other texts can be looked up, ignoring case and white space.
 
-    What is taken of a file:
+    The prompts in a file are
 
-    * a store (file or folder): each line's `prompt`;
-    * samples of lm-eval: each line's prompt, and the problem in its document, which no template surrounds;
-    * any other `.jsonl`: of each line the first of problem, question, Question, prompt, instruction that holds
-      a text (the hub's MATH-500 has `problem`), or the line itself where it is a text;
-    * a `.txt`: each line that is not blank.
+    * in a store (file or folder): each line's `prompt`;
+    * in samples of lm-eval: each line's prompt, and the problem in its document, which has no template around it;
+    * in any other `.jsonl`: on each line, the first of problem, question, Question, prompt, instruction that holds a
+      text (the hub's MATH-500 has `problem`), or the line itself if it is a text;
+    * in a `.txt`: each line that is not blank.
 
     Args:
-        paths: files and folders; of a folder all `.jsonl` in it and below.
+        paths: files and folders; a folder stands for all `.jsonl` files in it and below.
 
     Raises:
         TeacherDataError: a path does not exist, or a line holds no prompt.
@@ -45,11 +45,11 @@ class EvaluationSets:
                 self._add(normalised(text), where)
 
     def __len__(self) -> int:
-        """Different texts."""
+        """Number of different texts."""
         return len(self._where)
 
     def find(self, text: str) -> str | None:
-        """The evaluation prompt, as "file:line", that `text` equals or holds inside a template; None without one.
+        """The evaluation prompt, as "file:line", that `text` equals or contains in a template; None if there is none.
 
         >>> import json, tempfile
         >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
@@ -100,7 +100,7 @@ def _prompts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _texts(row: Any) -> list[str]:
-    """The prompts of one line that is not a store's."""
+    """The prompts of one line of a file that is not a store."""
     if isinstance(row, dict) and {"doc", "arguments"} <= set(row):
         texts = [*prompts_of(row), problem_of(row["doc"])]
     else:

@@ -13,7 +13,7 @@ def draw_losses(losses: Mapping[str, Sequence[tuple[int, float]]], path: Path) -
 
     Args:
         losses: curve → (step, nats per completion token) pairs; an empty curve is left out.
-        path: of the picture.
+        path: file of the picture.
     """
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""From what a file tells of a completion to the token ids that the student learns from."""
+"""Turns what a file says about a completion into the token ids that the student learns from."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Sample:
     """One (prompt, completion) to learn from.
 
     Attributes:
-        prompt: the text that the model was asked to go on from.
+        prompt: the text that the model was asked to continue.
         prompt_ids: its tokens, at least one.
-        token_ids: the completion's tokens, at least one; EOS is the last one where the completion ended by it.
-        finish_reason: "eos", "stop" or "length"; None where the file does not tell.
-        self_reward: nats per token; None where the file does not tell.
+        token_ids: the completion's tokens, at least one; the last one is EOS if the completion ended by it.
+        finish_reason: "eos", "stop" or "length"; None if the file does not say.
+        self_reward: nats per token; None if the file does not say.
         repeat: which completion of its prompt it is.
         where: "file:line".
-        tokens_decoded: tokens that the teacher decoded for it, rejected work included; None where not told.
+        tokens_decoded: tokens that the teacher decoded for it, rejected work included; None if the file does not say.
     """
 
     prompt: str
@@ -46,7 +46,7 @@ class Encoder:
         tokenizer: the student's.
         eos_ids: the student's EOS tokens, at least one.
         vocabulary: number of the student's token ids.
-        assume_eos: completions of which the file does not tell how they ended, ended by EOS.
+        assume_eos: whether a completion ended by EOS if the file does not say how it ended.
 
     Raises:
         TeacherDataError: no EOS token is given.
@@ -60,9 +60,9 @@ class Encoder:
         self.tokenizer, self.eos_ids, self.vocabulary, self.assume_eos = tokenizer, eos_ids, vocabulary, assume_eos
 
     def sample(self, drawn: Drawn) -> Sample | None:
-        """The sample; None for a text that the tokenizer does not give back after encoding it.
+        """The sample; None for a text that encoding and decoding would change.
 
-        That is a text with a special token spelt out, or one that the tokenizer's normaliser changes.
+        Such a text spells out a special token, or the tokenizer's normaliser changes it.
 
         Raises:
             TeacherDataError: the tokenizer is not the teacher's, or a prompt cannot be encoded.
@@ -71,12 +71,12 @@ class Encoder:
             self._check(drawn, drawn.prompt_ids, drawn.token_ids)
             return _sample(drawn, drawn.prompt, drawn.prompt_ids, drawn.token_ids, drawn.finish_reason)
         prompt = drawn.prompt if drawn.messages is None else self._rendered(drawn.messages, drawn.where)
-        # As sampler and lm-eval encode it: special tokens unless they are there already.
+        # Encoded as by the sampler and lm-eval: with special tokens, unless the text already has them.
         doubled = bool(self.tokenizer.bos_token) and prompt.startswith(str(self.tokenizer.bos_token))
         prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=not doubled)
         if not prompt_ids:
             raise TeacherDataError(f"{drawn.where}: the prompt has no token; a completion needs one to follow")
-        # By itself, as lm-eval's models decode it: with the prompt, tokens could merge across the border.
+        # Encoded alone, as lm-eval's models decode it; together with the prompt, tokens could merge across the border.
         token_ids = self.tokenizer.encode(drawn.text, add_special_tokens=False)
         if self._text(token_ids) != drawn.text:
             return None
@@ -94,7 +94,7 @@ class Encoder:
         if ended and token_ids and token_ids[-1] not in self.eos_ids:
             ids = ", ".join(map(str, self.eos_ids))
             raise _foreign(drawn.where, f"the completion ended by token {token_ids[-1]}, the student's EOS is {ids}")
-        # As the sampler made the text.
+        # The text is made as the sampler made it.
         text = self._text(token_ids[:-1] if ended else token_ids)
         if drawn.finish_reason == "stop":
             text = text[: min((at for stop in drawn.config["stop"] if (at := text.find(stop)) >= 0), default=len(text))]

@@ -1,4 +1,4 @@
-"""The loss: cross-entropy of completion tokens, computed by parts."""
+"""The loss: cross-entropy of completion tokens, computed in parts."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from lm_power.distill.windows import IGNORED
 
 POSITIONS = 256
-"""Positions of which the logits are in memory together: at 152k tokens and in float32, 156 MB."""
+"""Number of positions whose logits are in memory together; 156 MB in float32 for 152k tokens."""
 
 
 def compute_loss_by_parts(model: PreTrainedModel, positions: int = POSITIONS) -> None:
-    """Have a causal LM's `forward` compute `−Σ log q(x_t | x_<t)` over `targets`, with q ∝ p^beta token by token.
+    """Make a causal LM's `forward` compute `−Σ log q(x_t | x_<t)` over `targets`, with q ∝ p^beta token by token.
 
     The output's `loss` is that sum, in nats, a float32 scalar. There are no `logits`, since those of a long batch would
-    be the largest tensor of a training step by far: what follows on the model's decoder, which is the output layer and
+    be by far the largest tensor of a training step. What follows the model's decoder, namely the output layer and
     whatever the model does to logits, runs on a part of the positions at a time.
 
     Args:
-        model: is changed; what of it is trained must be settled. Beside `targets`, int64 [rows, tokens] like the input
-            and `IGNORED` where nothing is learnt, `forward` takes `beta`, the inverse temperature, 1 by default.
-            Without `targets`, it is what it was.
-        positions: of a part.
+        model: is changed. Which of its weights are trained must already be decided. In addition to `targets`, int64
+            [rows, tokens] like the input and `IGNORED` where nothing is learnt, `forward` takes `beta`, the inverse
+            temperature, 1 by default. Without `targets`, it works as before.
+        positions: number of positions in a part.
     """
     plain = model.forward
     by_part = _recomputed if _is_trained_after_decoder(model) or is_deepspeed_zero3_enabled() else _differentiated
@@ -63,7 +63,7 @@ _PartLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def _recomputed(part_loss: _PartLoss, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """A part's loss, computed again in the backward pass: for an output layer that is trained, too."""
+    """A part's loss, which is computed again in the backward pass, for an output layer that is trained too."""
     loss: torch.Tensor = checkpoint(part_loss, hidden, tokens, use_reentrant=False)
     return loss
 
@@ -96,7 +96,7 @@ def _is_trained_after_decoder(model: PreTrainedModel) -> bool:
 
 
 def _decoded(model: PreTrainedModel, run: Callable[[], Any]) -> Any:
-    """What the decoder hands to the layers that follow it as the model runs; these get no position to work on."""
+    """What the decoder passes to the layers after it when the model runs; these layers then get no positions."""
     decode = model.get_decoder().forward
     outputs = []
 
@@ -113,7 +113,7 @@ def _decoded(model: PreTrainedModel, run: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def _answering(model: PreTrainedModel, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let `forward` answer for the decoder."""
+    """Run `forward` in place of the decoder."""
     decoder = model.get_decoder()
     own = vars(decoder).get("forward")
     decoder.forward = forward
@@ -127,5 +127,5 @@ def _answering(model: PreTrainedModel, forward: Callable[..., Any]) -> Iterator[
 
 
 def learnt_tokens(labels: torch.Tensor) -> int:
-    """Over how many tokens the loss is a sum."""
+    """The number of tokens over which the loss is summed."""
     return int((labels[:, 1:] != IGNORED).sum())

@@ -1,4 +1,4 @@
-"""One process decides, all processes know; and what fails in one ends all."""
+"""Shares what one process has decided with all of them, and ends all of them if one fails."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 class OtherProcessError(LMPowerError):
-    """Another process of the run has failed; the message says which, and by what."""
+    """Another process of the run has failed; the message says which one, and why."""
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """What `work` returns, done by the main process alone and handed to all.
+    """Do `work` in the main process alone, and return its result in all processes.
 
-    Any exception of it is raised there, and ends the others too, which would wait for it otherwise: errors of the
-    user's as they are, others as `OtherProcessError`.
+    An exception is raised in the main process and ends the others too, which would otherwise wait for it. There, a
+    user's error is raised as it is, and any other as `OtherProcessError`.
     """
     outcome: list[tuple[Any, Exception | None]] = [(None, None)]
     failed: Exception | None = None
@@ -40,10 +40,10 @@ def on_main(work: Callable[[], T]) -> T:
 
 
 def together(work: Callable[[], T]) -> T:
-    """What `work` returns in this process, once it is done in all; an exception in any ends all, as in `on_main`.
+    """Do `work` in every process, and return once all have done it; an exception in any ends all, as in `on_main`.
 
-    For work in which processes do not wait for one another: one that fails in the midst of a collective leaves the
-    others there, and only the launcher can end them.
+    It is for work in which processes do not wait for one another. If one of them fails during a collective operation,
+    the others stay in it, and only the launcher can end them.
     """
     failed: Exception | None = None
     result = None
@@ -67,7 +67,7 @@ def say(text: str) -> None:
 
 
 def _told(error: Exception) -> Exception:
-    """The error as the other processes raise it; one that is not ours may not survive the way there."""
+    """The error as the other processes raise it. An error that is not ours may not survive being sent there."""
     if isinstance(error, LMPowerError):
         return error
     return OtherProcessError(f"process {PartialState().process_index} failed: {type(error).__name__}: {error}")

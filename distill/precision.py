@@ -1,10 +1,10 @@
-"""In which precision a student is trained: what was asked for, or what pays here."""
+"""The precision in which a student is trained: what the user asked for, or what is fast on this hardware."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from transformers.utils import is_torch_bf16_gpu_available
@@ -35,10 +35,10 @@ class Precision:
 
 
 def choose_precision(config: DistillConfig) -> Precision:
-    """The precision that the options ask for; with `precision=auto`, bfloat16 where the hardware computes in it."""
+    """The precision that the options ask for; with `precision=auto`, bfloat16 if the hardware computes in it."""
     on_cpu = config.trainer.get("use_cpu", _on_cpu())
     if config.precision != "auto":
-        return Precision(cast("Literal['bf16', 'fp32']", config.precision), "as asked for", on_cpu)
+        return Precision(config.precision, "as asked for", on_cpu)
     if on_cpu:
         units = cpu.bfloat16_units()
         if units is None:

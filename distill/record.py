@@ -1,4 +1,4 @@
-"""The output folder: who may write there, what a run was, and where it can go on."""
+"""The output folder: whether a run may write there, what a run was, and from where it can be resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT = 1
 Record = dict[str, Any]
 """What `distill.json` holds: command, options, model, teacher, data, versions, earlier rounds, results."""
 
-# A run may go on with others of these. What they come to is compared: the weights, the data, bf16 or fp32.
+# A resumed run may have other values of these. What they lead to is compared instead: weights, data, bf16 or fp32.
 _MAY_CHANGE = {
     "output", "model", "adapter", "revision", "trust_remote_code", "data", "exclude_prompts_of",
     "precision", "logging_steps", "report_to", "push_to_hub",
@@ -29,10 +29,10 @@ _MAY_CHANGE = {
 
 
 def read_record(folder: str | Path) -> Record | None:
-    """The record of the run that made a folder; None if none of ours did.
+    """The record of the run that made a folder; None if the folder was not made by a run.
 
     Raises:
-        OptionError: it is damaged, or a newer version wrote it.
+        OptionError: the record is damaged, or a newer version wrote it.
     """
     path = Path(folder) / RECORD
     try:
@@ -51,7 +51,7 @@ def earlier_run(output: str, resume: bool) -> Record | None:
     """The record of the run to resume, or None for a new run in a new or empty folder.
 
     Raises:
-        OptionError: the folder holds something and `resume` is not wanted, or it is and there is nothing.
+        OptionError: without `resume`, the folder is not empty; with it, the folder holds no run.
     """
     folder = Path(output)
     record = read_record(folder)
@@ -87,19 +87,19 @@ def begin(record: Record, config: DistillConfig) -> None:
 
 
 def write_record(record: Record, folder: Path) -> None:
-    """Replace the record in one go."""
+    """Replace the record atomically."""
     replace(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     fresh = path.with_name(f".{path.name}.new")
     fresh.write_text(text, encoding="utf-8")
     fresh.replace(path)
 
 
 def public_name(path: str) -> str:
-    """The name of what was given by its absolute path; anything else as it is.
+    """The last part of an absolute path; anything else as it is.
 
     >>> public_name("/models/qwen"), public_name("runs/student"), public_name("USER/NAME")
     ('qwen', 'runs/student', 'USER/NAME')
@@ -108,7 +108,7 @@ def public_name(path: str) -> str:
 
 
 def name_base(settings: Path) -> None:
-    """Have an adapter's settings, which are published, name its base without the path on this machine."""
+    """Make an adapter's settings, which are published, name its base without the path on this machine."""
     if settings.exists():  # not with --full
         told = json.loads(settings.read_text(encoding="utf-8"))
         told["base_model_name_or_path"] = public_name(told["base_model_name_or_path"])
@@ -116,7 +116,7 @@ def name_base(settings: Path) -> None:
 
 
 def check_same_run(earlier: Record, now: Record) -> None:
-    """Refuse to resume another run than the one that was started.
+    """Refuse to resume a run with options, weights or data that are not those of its start.
 
     Raises:
         OptionError: an option that matters, the weights, the data or the number of processes differ.
@@ -142,9 +142,9 @@ def check_same_run(earlier: Record, now: Record) -> None:
 
 
 def last_checkpoint(output: str, processes: int) -> str | None:
-    """The newest checkpoint that was written to its end; None if there is none yet.
+    """The newest complete checkpoint; None if there is none yet.
 
-    A process that is killed while it writes one leaves it without the files that come last: the state of the
+    If a process is killed while it writes a checkpoint, the files that are written last are missing: the state of the
     random streams of every process, and the trainer's state.
     """
     streams = [f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else ["rng_state.pth"]
@@ -169,7 +169,7 @@ def earlier_rounds(start: str | None, teacher: str | None) -> list[Record]:
 
     Args:
         start: the adapter or model that training starts from.
-        teacher: "name@fingerprint"; a name "base+peft=FOLDER" tells which adapter it had.
+        teacher: "name@fingerprint"; a name "base+peft=FOLDER" says which adapter it had.
     """
     weights = Identity.parse(teacher or "")
     for folder in (weights.peft, weights.pretrained, start):
@@ -181,7 +181,7 @@ def earlier_rounds(start: str | None, teacher: str | None) -> list[Record]:
 
 
 def losses(log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """(step, nats per token) pairs of a Trainer's log: "train", means since the last entry, and "validation"."""
+    """(step, nats per token) pairs from a Trainer's log: "train", means since the previous entry, and "validation"."""
     return {
         "train": [(entry["step"], entry["loss"]) for entry in log if "loss" in entry],
         "validation": [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry],

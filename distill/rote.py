@@ -1,7 +1,7 @@
-"""Does a student learn its teacher's distribution, or its samples by heart?
+"""Whether a student learns its teacher's distribution, or its samples by heart.
 
-No model has a smaller mean −log p on fresh samples of a distribution than the distribution's own −log π. On samples
-that it has seen, a student may: it knows them by heart, and that part of its gain is worth nothing on other prompts.
+On fresh samples of a distribution π, no model has a smaller mean −log p than −log π itself. On samples that it has
+seen, a student may have one, because it knows them by heart; that part of its gain is worth nothing on other prompts.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from lm_power.chains import METHODS
 COMPARED = 256
 """Training completions on which teacher and student are compared."""
 
-_FAR_BELOW = 0.5  # of the teacher's loss, or of the validation loss
-_RISE = 0.02  # of the smallest validation loss
+_FAR_BELOW = 0.5  # share of the teacher's loss, or of the validation loss
+_RISE = 0.02  # share of the smallest validation loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Losses:
 
     Attributes:
         teacher: −log q of the teacher, before anything was learnt; None if its distribution is not known.
-        unseen: −log p of the student on completions that it had not met before; None if there is no such record.
-        student: −log p of the finished student on the tokens that `teacher` is about.
+        unseen: −log p of the student on completions that it had not seen before; None if it was not recorded.
+        student: −log p of the finished student on the same tokens as for `teacher`.
     """
 
     teacher: float | None
@@ -35,13 +35,14 @@ class Losses:
 
 
 def teacher_beta(config: Mapping[str, Any] | None) -> float | None:
-    """The inverse temperature whose token-wise distribution q is nearest to what the teacher drew from.
+    """The inverse temperature whose token-wise distribution q is closest to what the teacher drew from.
 
-    Its −log q is the teacher's own −log π where completions were drawn token by token, and on average more than that
-    where they were drawn from p^alpha: π differs from q by what it knows of the future.
+    If completions were drawn token by token, −log q is the teacher's own −log π. If they were drawn from p^alpha, it is
+    larger on average, since π takes the future into account and q does not.
 
     Returns:
-        None where there is none: `power_inf`, whose completions have no distribution; unknown or mixed settings.
+        The inverse temperature; None for `power_inf`, whose completions have no distribution, and for unknown or mixed
+        settings.
 
     >>> teacher_beta({"method": "power", "alpha": 4.0}), teacher_beta({"method": "standard"})
     (4.0, 1.0)
@@ -59,13 +60,14 @@ def teacher_beta(config: Mapping[str, Any] | None) -> float | None:
 
 
 def warning(losses: Losses, validation: Sequence[tuple[int, float]], kept_step: int) -> str | None:
-    """One sentence if a run learnt by heart, else None.
+    """One sentence if a run has learnt its data by heart, else None.
 
-    Held-out prompts decide where there are some. Else the student must be far below its teacher, which it may be with
-    reason where π knows more of the future than q, and also far below what the data cost before they had been seen.
+    If prompts were held out, they decide. Otherwise the student's loss must be far below its teacher's, which has a
+    good reason if π takes more of the future into account than q, and also far below what the data cost before they
+    were seen.
 
     Args:
-        losses: of teacher and student on training data.
+        losses: losses of teacher and student on training data.
         validation: (step, loss on held-out prompts), in order.
         kept_step: the step whose weights are kept.
     """
@@ -76,28 +78,31 @@ def warning(losses: Losses, validation: Sequence[tuple[int, float]], kept_step: 
         if kept > (1 + _RISE) * lowest:
             return (
                 f"the validation loss has risen from {lowest:.4f} to {kept:.4f}: the student learns its data by heart; "
-                "set early_stopping=1, take fewer epochs or a lower learning rate, or draw more samples"
+                "set early_stopping=1, train for fewer epochs or at a lower learning rate, or draw more samples"
             )
         if student < _FAR_BELOW * kept:
             return (
                 f"the student's loss is {student:.4f} on what it has seen and {kept:.4f} on held-out prompts: it has "
-                "learnt its data by heart; take fewer epochs or a lower learning rate, or draw more samples"
+                "learnt its data by heart; train for fewer epochs or at a lower learning rate, or draw more samples"
             )
     elif teacher is not None and unseen is not None and student < _FAR_BELOW * min(teacher, unseen):
         return (
             f"the student's loss on its training data, {student:.4f}, lies far below the teacher's own, {teacher:.4f}, "
-            f"and below {unseen:.4f}, which the data cost while they were new: it has learnt them by heart; take fewer "
-            "epochs or a lower learning rate, draw more samples, or hold some out (validation_share=0.1)"
+            f"and below {unseen:.4f}, its loss while they were new: it has learnt them by heart; train for fewer "
+            "epochs or at a lower learning rate, draw more samples, or hold some out (validation_share=0.1)"
         )
     return None
 
 
 def unseen_loss(log: Sequence[Mapping[str, Any]], epochs: float) -> float | None:
-    """Mean training loss over the second half of the first epoch, when every completion is met for the first time.
+    """Mean training loss over the second half of the first epoch, when every completion is seen for the first time.
 
     Args:
-        log: a Trainer's.
-        epochs: that were trained; None comes back for one or less, after which nothing has been met again.
+        log: a Trainer's log.
+        epochs: epochs that were trained.
+
+    Returns:
+        The mean, nats per token; None for one epoch or less, since nothing was seen twice then.
     """
     first = [entry["loss"] for entry in log if "loss" in entry and 0.5 < entry["epoch"] <= 1]
     return sum(first) / len(first) if first and epochs > 1 else None

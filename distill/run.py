@@ -38,15 +38,15 @@ def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -
 
     Args:
         config: options.
-        resume: go on with the run that is in `config.output`.
-        command: as it was typed, for the model card.
+        resume: continue the run that is in `config.output`.
+        command: the command as it was typed, for the model card.
 
     Returns:
         The record of the run, as in `distill.json`.
 
     Raises:
-        OptionError: options, model, adapter or output folder are not fit; nothing has been written then.
-        TeacherDataError: the teacher data are not fit.
+        OptionError: options, model, adapter or output folder cannot be used; it is raised before anything is written.
+        TeacherDataError: the teacher data cannot be used.
     """
     precision = choose_precision(config)
     arguments = training_arguments(config, precision)
@@ -93,7 +93,7 @@ def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - started
     record["results"] = _results(trainer, record, trainer.mean_loss(compared), seconds, checkpoint)
-    # Trainer switches the cache off, and a saved model would be slow for ever.
+    # Trainer switches the cache off; saved like that, the model would always be slow.
     student.model.config.use_cache = use_cache
     # Sharded weights are gathered first; only then is a file written, and what fails there ends all processes.
     together(functools.partial(trainer.save_model, _internal_call=True))
@@ -107,28 +107,15 @@ def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -
 
 
 def _check_files(config: DistillConfig) -> None:
-    """Look for all files before a model is loaded, which can take minutes."""
+    """Look for all files before the model is loaded, which can take minutes."""
     for paths in filter(None, (config.data, config.exclude_prompts_of)):
         for file in find_files(paths):
             kind_of(file)
 
 
 def _read(config: DistillConfig, student: Student) -> TeacherData:
-    data = read_teacher(
-        config.data,
-        student.tokenizer,
-        eos_ids=student.eos_ids,
-        vocabulary=student.model.config.get_text_config().vocab_size,
-        select=config.select,  # type: ignore[arg-type]  # checked by the options
-        per_prompt=config.per_prompt,
-        finished_only=config.finished_only,
-        correct_only=config.correct_only,
-        min_tokens=config.min_tokens,
-        deduplicate=config.deduplicate,
-        assume_eos=config.assume_eos,
-        mixed_settings=config.mixed_settings,
-        exclude_prompts_of=config.exclude_prompts_of,
-    )
+    vocabulary = student.model.config.get_text_config().vocab_size
+    data = read_teacher(config.data, student.tokenizer, config, eos_ids=student.eos_ids, vocabulary=vocabulary)
     say(data.summary())
     return data
 
@@ -201,7 +188,7 @@ def _record(
 
 
 def _weigh_teacher(record: Record, config: DistillConfig, loss: float) -> None:
-    """Note what its samples cost the teacher, where a resumed run finds it."""
+    """Record the teacher's loss on its own samples, so that a resumed run finds it."""
     record["teacher"]["loss"] = loss
     on_main(lambda: records.write_record(record, Path(config.output)))
 

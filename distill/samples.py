@@ -9,18 +9,18 @@ from typing import Any
 
 from lm_power.distill.sources import Drawn, TeacherDataError
 from lm_power.logs.results import results_beside
-from lm_power.logs.samples import Document, Logged, problem_of, read_samples
+from lm_power.logs.samples import Document, LoggedCompletion, problem_of, read_samples
 
 
 def read_logged(path: Path) -> list[Drawn]:
     """The completions of an lm-eval samples file, by document and repeat, as they were drawn.
 
-    A task with several filters logs its completions once for each: they are taken once, and count as correct
-    if one of the filters' metrics says so.
+    A task with several filters logs its completions once per filter. They are taken once, and count as correct if the
+    metrics of one filter say so.
 
     Raises:
         LogError: a line is damaged, or is of a task that generates no text.
-        TeacherDataError: its settings are not this version's.
+        TeacherDataError: its settings are those of another version.
     """
     results = results_beside(path)
     identity = None if results is None else results.identity
@@ -33,7 +33,7 @@ def read_logged(path: Path) -> list[Drawn]:
             if drawing.complaint is not None:
                 raise TeacherDataError(f"{document.where}: its settings are not this lm-power's ({drawing.complaint})")
             settings = drawing.options if drawing.method is None else {"method": drawing.method, **drawing.options}
-        padding = [Logged(text, drawn=text) for text in document.padding]
+        padding = [LoggedCompletion(text) for text in document.padding]
         rows = enumerate([*document.completions, *padding])
         own = len(document.completions)
         drawn = [_drawn(document, one, repeat, model, settings, repeat >= own) for repeat, one in rows]
@@ -45,20 +45,26 @@ def read_logged(path: Path) -> list[Drawn]:
                 for first, second in zip(earlier, drawn, strict=True)
             ]
         documents[name] = (document.doc_id, drawn)
-    # Several processes log their documents one after another, not in the order of the data set.
+    # With several processes, lm-eval logs one process's documents after another's, not in the order of the data set.
     in_order = sorted(documents.values(), key=lambda document: document[0])
     return [one for _, drawn in in_order for one in drawn]
 
 
 def _drawn(
-    document: Document, one: Logged, repeat: int, model: str | None, settings: dict[str, Any], is_padding: bool
+    document: Document,
+    one: LoggedCompletion,
+    repeat: int,
+    model: str | None,
+    settings: dict[str, Any],
+    is_padding: bool,
 ) -> Drawn:
+    text = one.text if one.drawn_text is None else one.drawn_text
     return Drawn(
-        key=json.dumps([model, settings, document.request, repeat, one.drawn]),
+        key=json.dumps([model, settings, document.request, repeat, text]),
         where=document.where,
         prompt=document.prompt,
         messages=document.messages,
-        text=one.drawn,
+        text=text,
         repeat=repeat,
         config=settings,
         model=model,

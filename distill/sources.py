@@ -1,4 +1,4 @@
-"""The files that teacher data comes from, and what they tell of one completion; lm-eval's are read by `samples`."""
+"""The files of teacher data, and what they say about a completion; `samples` reads those of lm-eval."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ class TeacherDataError(LMPowerError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """One completion as a file tells it; None for what the file does not tell.
+    """One completion as its file describes it; None for what the file does not say.
 
     Attributes:
-        key: equal keys, one draw.
+        key: identifies the draw; equal keys mean copies of one draw.
         where: "file:line".
-        prompt: as the model got it; of a chat API, the contents of the messages, a line each.
+        prompt: the prompt as the model got it; for a chat API, the contents of the messages, one per line.
         messages: the chat messages that a chat API got.
-        text: without EOS, cut before the stop string.
+        text: the text without EOS, cut before the stop string.
         prompt_ids: token ids of the prompt (stores).
         token_ids: token ids of the completion (stores).
         finish_reason: "eos", "stop" or "length".
         self_reward: nats per token.
-        repeat: which completion of its prompt.
+        repeat: which completion of its prompt it is.
         tokens_decoded: tokens decoded for it, rejected work included.
-        correct: whether the task's grader took it.
-        problem: the document's problem, before any template.
-        is_padding: a copy beyond the document's repeats, by which lm-eval evens out its processes.
+        correct: whether the task graded it as correct.
+        problem: the document's problem, without any template.
+        is_padding: whether it is a copy beyond the document's repeats, by which lm-eval evens out its processes.
         model: "name@fingerprint" (stores, `power-hf`) or a name.
         config: how it was drawn.
     """
@@ -59,7 +59,7 @@ class Drawn:
 
 
 def find_files(paths: Iterable[str | Path]) -> list[Path]:
-    """The files that `paths` name, each once, in their order; of a folder all `.jsonl` in it and below, by name.
+    """The files that `paths` name, each once and in order; a folder stands for all `.jsonl` in and below it, by name.
 
     Raises:
         TeacherDataError: a path does not exist, or a folder holds no such file.
@@ -82,7 +82,7 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def kind_of(path: Path) -> Literal["store", "samples", "other"] | None:
-    """What a file holds, by its first line and not by its name; None for a file without one whole line.
+    """What a file holds, judged by its first line and not by its name; None if it has no complete line.
 
     Raises:
         LogError: the line is not JSON.
@@ -93,7 +93,7 @@ def kind_of(path: Path) -> Literal["store", "samples", "other"] | None:
             line = file.readline()
     except OSError as error:
         raise TeacherDataError(f"{path}: cannot be read ({error.strerror})") from error
-    if not line.endswith(b"\n"):  # a store's process may be writing it, or was killed while it did
+    if not line.endswith(b"\n"):  # a store's process may still be writing it, or was killed meanwhile
         try:
             json.loads(line)
         except ValueError:
@@ -105,7 +105,7 @@ def kind_of(path: Path) -> Literal["store", "samples", "other"] | None:
 
 
 def read_store_lines(path: Path) -> list[Drawn]:
-    """The completion of each whole line of a store's file.
+    """The completion on each complete line of a store's file.
 
     Raises:
         StoreError, TeacherDataError: a line is damaged.
@@ -147,13 +147,13 @@ def _from_record(record: dict[str, Any], where: str) -> Drawn:
 
 
 def require(where: str, name: str, holds: bool, value: Any, rule: str) -> None:
-    """Raise `TeacherDataError` unless the rule holds for the field of that name and value."""
+    """Raise `TeacherDataError` about the field of that name and value unless `holds`."""
     if not holds:
         raise TeacherDataError(f"{where}: {name}={value!r:.80}: must be {rule}; the line is damaged")
 
 
 def is_int(value: Any) -> bool:
-    """Whether a JSON value is a whole number (true and false are none)."""
+    """Whether a JSON value is a whole number; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -34,16 +34,16 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """What is trained, and from where.
+    """The model that is trained, and what it starts from.
 
     Attributes:
-        model: ready for the trainer: a PEFT model, or the base itself with `full`.
+        model: ready for the trainer: a PEFT model, or with `full` the base itself.
         tokenizer: its tokenizer.
         eos_ids: tokens that end a completion.
-        target_modules: layers adapted, by name; empty with `full`.
-        fingerprints: of the weights that training starts from, as `lm_power.fingerprint`, by dtype of the
-            base's weights; empty where the weights are not here to be read (DeepSpeed ZeRO-3).
-        base_fingerprints: the same of the base without an adapter.
+        target_modules: names of the adapted layers; empty with `full`.
+        fingerprints: dtype of the base's weights → `lm_power.fingerprint` of the weights that training starts from;
+            empty if the weights cannot be read here (DeepSpeed ZeRO-3).
+        base_fingerprints: the same for the base without an adapter.
     """
 
     model: PreTrainedModel | PeftModel
@@ -54,11 +54,11 @@ class Student:
     base_fingerprints: Mapping[str, str]
 
     def compare(self, teacher: str | None) -> Literal["same", "another", "unknown", "untold"]:
-        """Whether training starts from the very weights that the teacher "name@fingerprint" had.
+        """Whether training starts from the same weights that the teacher "name@fingerprint" had.
 
-        A fingerprint covers the dtype, so ours are taken in every dtype that the weights here can be rounded
-        to. A teacher in a wider dtype than the weights here, or whose adapter was merged, cannot be told from
-        another model: "unknown". One named without a fingerprint, or not at all: "untold".
+        A fingerprint covers the dtype, so ours are computed in every dtype to which the weights here can be rounded.
+        The answer is "unknown" for a teacher in a wider dtype than the weights here, or with a merged adapter, which
+        cannot be told from another model. It is "untold" for a teacher without a fingerprint or a name.
         """
         weights = Identity.parse(teacher or "")
         if weights.fingerprint is None:
@@ -69,11 +69,11 @@ class Student:
 
 
 def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
-    """The model of `config`, with a fresh adapter, the one to go on from, or none; made by `config.seed`.
+    """The model of `config` with a fresh adapter, the adapter to continue, or none; `config.seed` seeds it.
 
     Args:
         config: options.
-        dtype: of the base's weights. Adapter weights, and all weights with `full`, are float32.
+        dtype: dtype of the base's weights. Adapter weights, and with `full` all weights, are float32.
 
     Raises:
         OptionError: model, tokenizer or adapter cannot be loaded, or do not fit each other.
@@ -110,9 +110,9 @@ def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
 
 
 def target_modules(model: PreTrainedModel) -> tuple[str, ...]:
-    """Names of the layers that an adapter goes on: the seven projections where the model has them.
+    """Names of the layers that an adapter is put on: the seven projections, if the model has them.
 
-    Else every linear layer of the decoder's blocks that is no router of a mixture of experts: fused or
+    Otherwise it is every linear layer of the decoder's blocks except routers of a mixture of experts: fused or
     differently named projections of attention and MLP.
 
     Raises:
@@ -151,12 +151,12 @@ def _fresh_adapter(base: PreTrainedModel, config: DistillConfig, targets: tuple[
     linear = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of a name in transformers that goes
+            warnings.simplefilter("ignore", FutureWarning)  # about a name that transformers will remove
             return get_peft_model(base, settings)
     except ValueError as error:
         raise OptionError(
             f"target_modules={' '.join(targets)}: {_reason(error).rstrip('.')}. This model's linear layers are "
-            f"{', '.join(linear)}; leave target_modules out, and those that the method adapts are chosen"
+            f"{', '.join(linear)}; leave target_modules out for those that the method adapts"
         ) from error
 
 
@@ -187,13 +187,13 @@ def _same_path(one: str, other: str) -> bool:
 
 
 def _fingerprints(model: Any, stored: torch.dtype | None) -> dict[str, str]:
-    """By dtype, the fingerprint that the model would have with its base's weights loaded in that dtype.
+    """Dtype → the fingerprint that the model would have with its base's weights loaded in that dtype.
 
-    Left out are dtypes that cannot be known from the weights here: those to which the checkpoint would be
-    rounded otherwise, since it has digits that the weights here have lost.
+    Dtypes to which the checkpoint might be rounded differently are left out, since the weights here have lost digits
+    that the checkpoint has.
 
     Args:
-        model: as it is trained.
+        model: the model that is trained.
         stored: dtype of the checkpoint; None if it does not say.
     """
     from peft import PeftModel
@@ -217,7 +217,7 @@ def _fingerprints(model: Any, stored: torch.dtype | None) -> dict[str, str]:
 
 
 def _reason(error: Exception) -> str:
-    """An error's first line; where that ends in a colon, with the first of the things that it announces."""
+    """An error's first line; if it ends in a colon, with the first of the items that follow."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if not lines[0].endswith(":") or len(lines) == 1:
         return lines[0]

@@ -12,14 +12,14 @@ _T = TypeVar("_T", Drawn, Sample)
 
 
 class Tally:
-    """Counts what is dropped, by reason, and remembers where each reason was met first."""
+    """Counts what is dropped, by reason, and remembers where each reason first occurred."""
 
     def __init__(self, drawn: Sequence[Drawn]) -> None:
         self.counts = {"read": len(drawn)}
         self.first: dict[str, str] = {}
 
     def drop(self, reason: str, items: Sequence[_T], drops: Callable[[_T], bool]) -> list[_T]:
-        """The items that stay."""
+        """The items that are not dropped."""
         kept = []
         for item in items:
             if drops(item):
@@ -41,7 +41,7 @@ class Tally:
 
 
 def repetition() -> Callable[[Hashable], bool]:
-    """A function that tells whether it was asked about the same thing before."""
+    """A function that says whether it has been called with the same thing before."""
     met: set[Hashable] = set()
 
     def repeated(thing: Hashable) -> bool:

@@ -1,4 +1,4 @@
-"""Teacher data: completions that are on disk already, checked and ready to learn from.
+"""Teacher data: completions on disk, checked and made ready to learn from.
 
     from lm_power.distill.teacher import read_teacher
     data = read_teacher(["runs/math7b"], tokenizer, eos_ids=find_eos_ids(model, tokenizer), vocabulary=vocab_size)
@@ -6,8 +6,8 @@
     data.samples[0].prompt_ids, data.samples[0].token_ids
 
 A store's token ids are taken as they are. lm-eval's `--log_samples` files of any model hold texts, which the student's
-tokenizer encodes. A folder that holds both, of one run, gives the store's tokens and the samples' verdicts. No label
-is needed, and nothing is filtered by correctness unless asked.
+tokenizer encodes. From a folder with both kinds of files of one run, the tokens come from the store and the verdicts
+from the samples. No labels are needed, and nothing is filtered by correctness unless the user asks for it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from lm_power.distill.agreement import attach_verdicts, one_model, shared_settings
 from lm_power.distill.contamination import EvaluationSets
 from lm_power.distill.encoding import Encoder, Sample
+from lm_power.distill.options import Selection
 from lm_power.distill.samples import read_logged
 from lm_power.distill.sources import Drawn, TeacherDataError, find_files, kind_of, read_store_lines
 from lm_power.distill.tally import Tally, repetition
@@ -31,9 +32,7 @@ from lm_power.distill.tally import Tally, repetition
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Sample", "Select", "TeacherData", "TeacherDataError", "read_teacher"]
-
-Select = Literal["one", "all", "best"]
+__all__ = ["Sample", "Selection", "TeacherData", "TeacherDataError", "read_teacher"]
 
 _SHOWN_HITS = 3
 
@@ -45,13 +44,13 @@ class TeacherData:
     """What `read_teacher` found.
 
     Attributes:
-        samples: to learn from; the order depends on the files' contents alone.
-        counts: completions "read", dropped by reason in the order of the checks, and "kept".
+        samples: what to learn from, in an order that depends on the files' contents alone.
+        counts: numbers of completions: "read", dropped by reason in the order of the checks, and "kept".
         first_dropped: reason → "file:line" of the first completion dropped for it.
-        model: the teacher as the store names it, "name@fingerprint", or by name alone; None if no file tells.
-        config: the sampling options that all completions share (`seed` among them if they do); None if no
-            file tells any.
-        files: those read.
+        model: the teacher as the store names it, "name@fingerprint", or its name alone; None if no file says.
+        config: the sampling options that all completions share (`seed` included if they share it); None if no file
+            has any.
+        files: the files that were read.
     """
 
     samples: tuple[Sample, ...]
@@ -93,84 +92,66 @@ class TeacherData:
 def read_teacher(
     paths: Iterable[str | Path],
     tokenizer: PreTrainedTokenizerBase,
+    selection: Selection | None = None,
     *,
     eos_ids: Sequence[int],
     vocabulary: int | None = None,
-    select: Select = "one",
-    per_prompt: int | None = None,
-    finished_only: bool = False,
-    correct_only: bool = False,
-    min_tokens: int = 1,
-    deduplicate: bool = True,
-    assume_eos: bool = False,
-    mixed_settings: bool = False,
-    exclude_prompts_of: Iterable[str | Path] = (),
 ) -> TeacherData:
-    """The (prompt, completion) pairs of stores and lm-eval samples files; each is told by its content.
+    """The (prompt, completion) pairs of stores and lm-eval samples files, which are recognised by their content.
 
-    A samples file whose completions are all in the stores given is of the same run: it gives verdicts and the
-    problems that prompts were made of, not completions. Order: stores' completions by repeat and key, whichever
-    process wrote them when; then those of samples files, by file, document and repeat. Let a run end before
-    its store is read: its short completions come first.
+    A samples file whose completions are all in the given stores belongs to the same run. It adds verdicts and the
+    problems that prompts were made from, but no completions. Completions of stores come first, by repeat and key,
+    whichever process wrote them when. Then come those of samples files, by file, document and repeat. A run should have
+    ended before its store is read, because its short completions are stored first.
 
     Args:
         paths: store folders or files, samples files, folders with any of these in them or below.
-        tokenizer: the student's; it must be the teacher's.
-        eos_ids: the student's EOS tokens. One is appended to a completion of a samples file that is told to
-            have ended by EOS: the tokenizer's own if it is among them, else the first.
+        tokenizer: the student's; it must be the same as the teacher's.
+        selection: which completions are kept; by default `Selection()`, the first repeat of each prompt.
+        eos_ids: the student's EOS tokens. One is appended to each completion of a samples file that ended by EOS: the
+            tokenizer's own if it is among them, else the first.
         vocabulary: number of the student's token ids; by default `len(tokenizer)`.
-        select: of each prompt's completions that pass the other checks: "one", the first repeat; "all"; or
-            "best", that with the largest self-reward.
-        per_prompt: with "all", the first so many repeats of a prompt; with "best", the so many best.
-        finished_only: keep those that ended by EOS or a stop string.
-        correct_only: keep those that the task's grader took; stores know no verdicts, samples files do.
-        min_tokens: shortest completion, tokens, EOS included.
-        deduplicate: keep one of equal completions of a prompt. Without it equal draws all count, as the law
-            of the completions has it; copies of one draw count once in any case.
-        assume_eos: where a samples file does not tell how completions ended, take it that EOS ended each, and
-            learn it. Wrong for a completion that a stop string or the length limit cut.
-        mixed_settings: allow completions of one model drawn in different ways (of several tasks, say). Another
-            seed alone is no other way.
-        exclude_prompts_of: evaluation sets that no prompt may occur in (`contamination.EvaluationSets`).
 
     Raises:
         LogError, StoreError: a file is damaged.
-        TeacherDataError: an option is wrong; files are missing, empty, of several models or settings;
-            the tokenizer is not the teacher's; a prompt occurs in an evaluation set; nothing is left.
+        TeacherDataError: files are missing, empty, of several models or settings; the tokenizer is not the
+            teacher's; a prompt occurs in an evaluation set; nothing is left.
     """
-    _check_options(select, per_prompt, min_tokens)
+    selection = Selection() if selection is None else selection
     files = find_files(paths)
     stored, logged = _read(files)
     everything = [*stored, *(one for drawn in logged.values() for one in drawn)]
     model = one_model(everything)
     drawn = attach_verdicts(stored, logged)
-    config = shared_settings(drawn, mixed_settings)
-    _refuse_contaminated(drawn, exclude_prompts_of)
+    config = shared_settings(drawn, selection.mixed_settings)
+    _refuse_contaminated(drawn, selection.exclude_prompts_of)
 
     tally = Tally(drawn)
     drawn = tally.drop("data-parallel padding", drawn, lambda one: one.is_padding)
     copied = repetition()
     drawn = tally.drop("read before (copies of one draw)", drawn, lambda one: copied(one.key))
-    if correct_only:
+    if selection.correct_only:
         _require_verdicts(drawn)
         drawn = tally.drop("without a verdict in the samples files", drawn, lambda one: one.correct is None)
         drawn = tally.drop("graded wrong", drawn, lambda one: not one.correct)
-    encoder = Encoder(tokenizer, eos_ids, len(tokenizer) if vocabulary is None else vocabulary, assume_eos)
+    vocabulary = len(tokenizer) if vocabulary is None else vocabulary
+    encoder = Encoder(tokenizer, eos_ids, vocabulary, selection.assume_eos)
     encoded = {one.key: encoder.sample(one) for one in drawn}
     drawn = tally.drop("whose text the tokenizer does not give back", drawn, lambda one: encoded[one.key] is None)
     samples = [sample for one in drawn if (sample := encoded[one.key]) is not None]
     samples = tally.drop("without a token", samples, lambda sample: not sample.token_ids)
-    if deduplicate:
+    if selection.deduplicate:
         equal = repetition()
         samples = tally.drop(
             "equal to an earlier completion of the prompt", samples, lambda s: equal((s.prompt_ids, s.token_ids))
         )
-    if finished_only:
+    if selection.finished_only:
         _require_endings(samples)
         samples = tally.drop("unfinished (cut by the length limit)", samples, lambda s: s.finish_reason == "length")
-    samples = tally.drop(f"shorter than {min_tokens} tokens", samples, lambda s: len(s.token_ids) < min_tokens)
-    chosen = _choose(samples, select, per_prompt)
-    samples = tally.drop(f"not chosen (select={select})", samples, lambda sample: sample not in chosen)
+    least = selection.min_tokens
+    samples = tally.drop(f"shorter than {least} tokens", samples, lambda sample: len(sample.token_ids) < least)
+    chosen = _choose(samples, selection)
+    samples = tally.drop(f"not chosen (select={selection.select})", samples, lambda sample: sample not in chosen)
     return TeacherData(
         samples=tuple(samples),
         counts=tally.finished(len(samples)),
@@ -179,20 +160,6 @@ def read_teacher(
         config=config,
         files=tuple(map(str, files)),
     )
-
-
-def _check_options(select: str, per_prompt: int | None, min_tokens: int) -> None:
-    if select not in get_args(Select):
-        raise TeacherDataError(f"select={select!r}: must be {' or '.join(get_args(Select))}")
-    for name, value in (("per_prompt", per_prompt), ("min_tokens", min_tokens)):
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if not whole and not (name == "per_prompt" and value is None):
-            raise TeacherDataError(f"{name}={value!r}: must be a whole number >= 1")
-    if select == "one" and per_prompt not in (None, 1):
-        raise TeacherDataError(
-            f"per_prompt={per_prompt} with select=one, which takes one; for the first {per_prompt} of each prompt set "
-            "select=all, for the best select=best"
-        )
 
 
 def _read(files: Sequence[Path]) -> tuple[list[Drawn], dict[Path, list[Drawn]]]:
@@ -214,8 +181,8 @@ def _read(files: Sequence[Path]) -> tuple[list[Drawn], dict[Path, list[Drawn]]]:
             )
     if not stored and not logged:
         raise TeacherDataError(f"{', '.join(map(str, files))}: empty; nothing has been drawn yet")
-    # By repeat, so that of equal completions the first one drawn stays: were another kept, select=one would pass
-    # it over for the next repeat, and favour the rarer completions of a prompt.
+    # Sorted by repeat, so that the first of equal completions is kept. If another were kept, select=one would take the
+    # next repeat instead, and favour the rarer completions of a prompt.
     return sorted(stored, key=lambda one: (one.repeat, one.key)), logged
 
 
@@ -236,7 +203,7 @@ def _refuse_contaminated(drawn: Sequence[Drawn], exclude_prompts_of: Iterable[st
 
 
 def _require_verdicts(drawn: Sequence[Drawn]) -> None:
-    """Raise `TeacherDataError` where verdicts are missing altogether; a store may hold more than was graded."""
+    """Raise `TeacherDataError` if there are no verdicts at all; a store may hold more completions than were graded."""
     unknown = [one for one in drawn if one.correct is None]
     logged = [one for one in unknown if one.token_ids is None]
     if logged:
@@ -260,15 +227,16 @@ def _require_endings(samples: Sequence[Sample]) -> None:
         )
 
 
-def _choose(samples: Sequence[Sample], select: Select, per_prompt: int | None) -> set[Sample]:
-    """Those of each prompt that `read_teacher` keeps."""
+def _choose(samples: Sequence[Sample], selection: Selection) -> set[Sample]:
+    """Those of each prompt that `select` and `per_prompt` keep."""
     groups: dict[tuple[int, ...], list[Sample]] = defaultdict(list)
     for sample in samples:
         groups[sample.prompt_ids].append(sample)
-    most = per_prompt if select == "all" else per_prompt or 1
+    most = selection.per_prompt if selection.select == "all" else selection.per_prompt or 1
     chosen: set[Sample] = set()
     for group in groups.values():
-        chosen.update((sorted(group, key=_minus_self_reward) if select == "best" else group)[:most])
+        ranked = sorted(group, key=_minus_self_reward) if selection.select == "best" else group
+        chosen.update(ranked[:most])
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""What is learnt: token windows of prompt and completion, and how they are batched."""
+"""What the student learns from: windows of prompt and completion tokens, and their batches."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Window:
 
     Attributes:
         input_ids: a prompt, and the beginning or all of its completion.
-        prompt_length: tokens of the prompt, ≥ 1: they are read, not learnt.
+        prompt_length: number of tokens of the prompt, ≥ 1, which are read but not learnt.
     """
 
     input_ids: tuple[int, ...]
     prompt_length: int
 
     def __len__(self) -> int:
-        """Tokens in all."""
+        """Number of tokens."""
         return len(self.input_ids)
 
     @property
     def learnt(self) -> int:
-        """Tokens of the completion."""
+        """Number of tokens of the completion."""
         return len(self) - self.prompt_length
 
 
@@ -46,10 +46,10 @@ class TrainingData:
 
     Attributes:
         train: windows to learn from.
-        validation: windows of other prompts, for a loss only.
-        truncated: samples whose completion was cut at the end of the window.
-        crowded_out: samples dropped since the prompt alone fills the window.
-        samples: how many there were.
+        validation: windows of other prompts, on which only the loss is computed.
+        truncated: number of samples whose completion was cut at the end of the window.
+        crowded_out: number of samples that were dropped because the prompt alone fills the window.
+        samples: number of samples.
     """
 
     train: tuple[Window, ...]
@@ -71,7 +71,7 @@ class TrainingData:
 def window_of(sample: Sample, max_length: int) -> Window | None:
     """The first `max_length` tokens of prompt and completion; None if no completion token is among them.
 
-    A completion that is cut loses its end, and with it the EOS: a cut is not learnt as an end.
+    A completion that is cut loses its end and with it the EOS, so that the student does not learn to stop there.
     """
     if not sample.prompt_ids or not sample.token_ids or len(sample.prompt_ids) >= max_length:
         return None
@@ -119,10 +119,10 @@ def _held_out(prompts: Sequence[tuple[int, ...]], share: float, seed: int) -> se
 def collate(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
     """Windows side by side, padded on the right: input_ids and labels, int64 [rows, tokens].
 
-    Labels are the token ids, `IGNORED` at prompt and padding. There is no attention mask: no token of a causal model
-    sees the padding on its right. With a mask, a padding token whose sliding window holds nothing but padding would see
-    nothing at all, and every gradient would be NaN. No window gives one row that teaches nothing: what a process
-    computes while others are on the last windows of an epoch.
+    Labels are the token ids, and `IGNORED` at prompt and padding. There is no attention mask, because no token of a
+    causal model sees the padding on its right. With a mask, a padding token whose sliding window holds nothing but
+    padding would see nothing at all, and every gradient would be NaN. An empty list of windows gives one row from which
+    nothing is learnt; a process computes it while others work on the last windows of an epoch.
     """
     width = max((len(window) for window in windows), default=2)
     rows = max(len(windows), 1)
@@ -139,20 +139,20 @@ def collate(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
 
 
 class Batches(Sampler[list[int]]):
-    """The batches of one process: places of windows in the data, some of one global batch after the other.
+    """The batches of one process, as places of windows in the data: its share of one global batch after another.
 
-    A global batch has `batch_size · accumulation · processes` windows: it is what one optimiser step learns
-    from. The order of an epoch depends on (seed, epoch) alone, so that any number of processes with global
-    batches of one size take the same steps. Within a global batch windows go by length, which changes nothing
-    in its loss and spares padding. Where the last one does not fill every process, some batches are empty.
+    A global batch has `batch_size · accumulation · processes` windows; one optimiser step learns from it. The order of
+    an epoch depends on (seed, epoch) alone, so that any number of processes with global batches of the same size take
+    the same steps. Within a global batch windows are sorted by length, which does not change its loss and saves
+    padding. If the last global batch has too few windows for every process, some batches are empty.
 
     Args:
-        lengths: of the windows, tokens.
-        batch_size: windows a process computes at once.
+        lengths: lengths of the windows, tokens.
+        batch_size: windows that a process computes at once.
         accumulation: batches of a process in one global batch.
-        processes: how many there are.
-        rank: which one this is, from 0.
-        order: called at the beginning of each epoch: the places of all windows.
+        processes: number of processes.
+        rank: this process's number, from 0.
+        order: is called at the beginning of each epoch, and returns the places of all windows.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Batches(Sampler[list[int]]):
 
 
 def shuffled(count: int, seed: int, epoch: int) -> list[int]:
-    """0 … count−1 in an order that (seed, epoch) decide."""
+    """0 … count−1 in an order that depends on (seed, epoch) alone."""
     order = list(range(count))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order

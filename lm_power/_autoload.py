@@ -1,13 +1,13 @@
 """The start-up hook: every Python that has lm-power installed imports this module through lm_power.pth.
 
-It must cost next to nothing and break nothing, so it imports only `sys` and waits. When lm-eval is imported,
-if ever, it lets `lm_power.plugin` add our models and tasks, and goes. Entry points (pyproject.toml declares them)
-can replace the first two hooks once every lm-eval that we support reads them.
+It must cost almost nothing and break nothing, so it imports only `sys` and waits. When lm-eval is imported, it lets
+`lm_power.plugin` add our models and tasks, and removes itself. Entry points (pyproject.toml declares them) can replace
+the first two hooks once every lm-eval that we support reads them.
 """
 
 import sys
 
-TYPE_CHECKING = False  # as in `typing`, which would be the dearest import of this file
+TYPE_CHECKING = False  # as in `typing`, which would be the slowest import of this file
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
@@ -24,7 +24,7 @@ _HOOKS = {
 
 
 class _LmEvalFinder:
-    """Finds the modules in `_HOOKS` as the other finders would, and has our function run after each."""
+    """Finds the modules in `_HOOKS` as the other finders would, and runs our function once each is loaded."""
 
     def __init__(self) -> None:
         self.waiting = set(_HOOKS)
@@ -32,7 +32,7 @@ class _LmEvalFinder:
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """Return None for every other module, at the price of one set lookup."""
+        """Return None for every other module, at the cost of one set lookup."""
         if name not in self.waiting:
             return None
         for finder in list(sys.meta_path):
@@ -52,7 +52,7 @@ class _LmEvalFinder:
 
         def exec_module(module: "ModuleType") -> None:
             load(module)
-            # Not sooner: a module may be looked up without being loaded, or fail and be tried again.
+            # Not earlier: a module may be looked up without being loaded, or fail and be tried again.
             self.waiting.discard(name)
             if not self.waiting and self in sys.meta_path:
                 sys.meta_path.remove(self)
@@ -66,7 +66,7 @@ def _run_hook(name: str, module: "ModuleType") -> None:
         from lm_power import plugin
 
         getattr(plugin, _HOOKS[name])(module)
-    except Exception as error:  # whatever is wrong with us, lm-eval goes on
+    except Exception as error:  # lm-eval must go on, whatever is wrong with us
         _warn(name, error)
 
 
@@ -82,7 +82,7 @@ def _warn(name: str, error: Exception) -> None:
 
 
 def install() -> None:
-    """Start waiting for lm-eval; if it is there already, add our models and tasks now. Twice does no harm."""
+    """Wait for lm-eval, or add our models and tasks now if it is already imported. Calling it twice does no harm."""
     if any(type(finder).__name__ == "_LmEvalFinder" for finder in sys.meta_path):
         return
     finder = _LmEvalFinder()

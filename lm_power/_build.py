@@ -23,7 +23,7 @@ class build_py(_build_py):
     def run(self) -> None:
         """Build the packages and write the .pth file beside them."""
         if not self.editable_mode:
-            # setuptools keeps what earlier builds left there: a deleted task would be installed for ever.
+            # setuptools keeps what earlier builds left there, so that a deleted task would still be installed.
             shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
         self._pth_path().parent.mkdir(parents=True, exist_ok=True)

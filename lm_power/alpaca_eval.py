@@ -3,8 +3,8 @@
     lm-power alpaca-eval RUN --output FILE.json
     alpaca_eval --model_outputs FILE.json
 
-The file is a JSON list, one object an instruction, in the order of the data set: `instruction`, `output`,
-`generator` (the model's name on the leaderboard) and `dataset` (the collection that the instruction is from).
+The file is a JSON list with one object per instruction, in the order of the data set. An object has `instruction`,
+`output`, `generator` (the model's name on the leaderboard) and `dataset` (the collection that the instruction is from).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lm_power.errors import UserError
-from lm_power.logs.samples import Document, Logged, read_samples
+from lm_power.logs.samples import Document, LoggedCompletion, read_samples
 
 HELP = "convert a run of power_alpaca_eval to the JSON file that the alpaca_eval package judges"
 TASK = "power_alpaca_eval"
@@ -39,12 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-incomplete",
         action="store_true",
-        help=f"convert a run of fewer than {INSTRUCTIONS} instructions; its length-controlled win rate means nothing",
+        help=f"convert a run of fewer than {INSTRUCTIONS} instructions; its length-controlled win rate is meaningless",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the file, and say what is in it. Raises `UserError`; nothing has been written then."""
+    """Write the file and say what is in it. Raises `UserError` before anything is written."""
     output: Path = arguments.output
     if output.suffix != ".json":
         raise UserError(f"--output {output}: must end in .json, from which alpaca_eval recognises the format")
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"Judge it:  alpaca_eval --model_outputs {output}")
 
 
-def _summary(chosen: Sequence[Logged], n: int, choose: str, generator: str) -> str:
+def _summary(chosen: Sequence[LoggedCompletion], n: int, choose: str, generator: str) -> str:
     facts = [f"{len(chosen)} outputs of {generator!r}"]
     if n > 1:
         facts.append(f"of {n} completions the {'first' if choose == 'first' else 'one with the largest self-reward'}")
@@ -93,12 +93,12 @@ def find_samples(place: Path) -> Path:
     if place.is_file():
         return place
     if not place.is_dir():
-        raise UserError(f"{place}: no such folder; RUN is what lm-eval was given as --output_path")
+        raise UserError(f"{place}: no such folder; RUN must be lm-eval's --output_path")
     files = sorted(place.rglob(f"samples_{TASK}_*.jsonl"))
     if not files:
         raise UserError(
-            f"{place}: holds no samples_{TASK}_*.jsonl; run lm_eval --tasks {TASK} --output_path {place} --log_samples "
-            "to its end, or name the samples file of a task of your own"
+            f"{place}: holds no samples_{TASK}_*.jsonl; let lm_eval --tasks {TASK} --output_path {place} --log_samples "
+            "finish, or name the samples file of a task of your own"
         )
     if len(files) > 1:
         names = "".join(f"\n  {file}" for file in files)
@@ -117,7 +117,7 @@ def read_documents(file: Path) -> list[Document]:
     for document in read_samples(file):
         doc = document.doc
         if not document.is_ours or not all(isinstance(doc.get(name), str) for name in ("instruction", "dataset")):
-            raise UserError(f"{document.where}: is not a sample of {TASK}; with --predict_only lm-eval logs none")
+            raise UserError(f"{document.where}: is not a sample of {TASK}; lm-eval logs none with --predict_only")
         if document.doc_id in documents:
             raise UserError(f"{document.where}: document {document.doc_id} appears twice")
         documents[document.doc_id] = document
@@ -128,13 +128,13 @@ def read_documents(file: Path) -> list[Document]:
         other = by_instruction.setdefault(document.doc["instruction"], document.doc_id)
         if other != document.doc_id:
             raise UserError(
-                f"{file}: documents {other} and {document.doc_id} have the same instruction, by which alpaca_eval "
-                "finds the reference's output: remove one from the task's data"
+                f"{file}: documents {other} and {document.doc_id} have the same instruction, and alpaca_eval finds the "
+                "reference's output by the instruction; remove one of them from the task's data"
             )
     return [documents[doc_id] for doc_id in sorted(documents)]
 
 
-def choice(document: Document, choose: str) -> Logged:
+def choice(document: Document, choose: str) -> LoggedCompletion:
     """The completion to be judged: the first, or the first of those with the largest self-reward.
 
     Raises:
@@ -154,15 +154,15 @@ def choice(document: Document, choose: str) -> Logged:
 def check_complete(samples: Sequence[Document], file: Path) -> None:
     """Raise `UserError` unless the samples are the 805 instructions.
 
-    The length-controlled win rate takes an instruction's difficulty by its row among the judged ones
-    (alpaca_eval 0.6.6, metrics/glm_winrate.py): with a part of them it takes the wrong ones.
+    The length-controlled win rate looks up an instruction's difficulty by its row among the judged ones (alpaca_eval
+    0.6.6, metrics/glm_winrate.py). If some are missing, it takes the difficulties of others.
     """
     missing = sorted(set(range(INSTRUCTIONS)) - {sample.doc_id for sample in samples})
     if missing or len(samples) != INSTRUCTIONS:
         what = f"; the first one missing is document {missing[0]}" if missing else ""
         raise UserError(
             f"{file}: has {len(samples)} instructions, AlpacaEval has {INSTRUCTIONS}{what}. The length-controlled win "
-            "rate is wrong for a part. Run without --limit; to convert them anyway: --allow-incomplete"
+            "rate of a part is wrong. Run without --limit, or convert it all the same with --allow-incomplete"
         )
 
 

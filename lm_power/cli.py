@@ -30,15 +30,15 @@ class Command(Protocol):
         ...
 
     def run(self, arguments: argparse.Namespace) -> int | None:
-        """Do it; the exit status, None for 0.
+        """Do it, and return the exit status; None means 0.
 
-        Raises `LMPowerError` for what the user can mend; it is shown without a traceback.
+        Raises `LMPowerError` for what the user can correct; it is shown without a traceback.
         """
         ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `lm-power`; the exit status: the command's, or 2 for a user's error."""
+    """Run `lm-power`, and return its exit status: the command's, or 2 for a user's error."""
     parser = argparse.ArgumentParser(prog="lm-power", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():

@@ -17,15 +17,15 @@ class Stats:
         accepted: proposals accepted; one that equals the current completion counts as accepted.
         changed: proposals that led to another completion.
         tokens_decoded: tokens decoded for its steps, rejected ones included.
-        tokens_reused: tokens of earlier decodes that proposals took over unchanged (their kept prefixes).
-        seconds: wall-clock from its start on the engine to its end, shared with the rows beside it.
-        rejected_early: proposals that were rejected before they were terminal; what they would have
+        tokens_reused: tokens of earlier decodes that proposals kept (the prefixes before their cuts).
+        seconds: wall-clock time from its start on the engine to its end; the rows beside it shared that time.
+        rejected_early: proposals that were rejected before they were terminal; how many more tokens they would have
             decoded is not known.
-        tokens_coupled: those of `tokens_reused` that coupled resume kept beyond the cuts.
-        tokens_prefetched: those of `tokens_decoded` whose proposals were begun before their turn, in idle rows.
-        tokens_dropped: tokens decoded for nothing, before their turn or until memory ran out; not counted in
+        tokens_coupled: those of `tokens_reused` that coupled resume kept after the cuts.
+        tokens_prefetched: those of `tokens_decoded` that idle rows decoded ahead of time.
+        tokens_dropped: tokens decoded in vain, ahead of time or because memory ran out; not counted in
             `tokens_decoded`. This and `tokens_prefetched` depend on what else was in the batch.
-        diagnostics: numbers of the method's own, by name: `log_z` (nats), `ess`, `swap_rate_1`, `tries` …
+        diagnostics: the method's own numbers by name: `log_z` (nats), `ess`, `swap_rate_1`, `tries` …
     """
 
     proposals: int = 0
@@ -42,12 +42,12 @@ class Stats:
 
     @property
     def acceptance_rate(self) -> float | None:
-        """Accepted proposals over proposals; None where none was made."""
+        """Share of the proposals that were accepted; None if there were no proposals."""
         return self.accepted / self.proposals if self.proposals else None
 
     @property
     def change_rate(self) -> float | None:
-        """Share of the proposals that led to another completion; None where none was made."""
+        """Share of the proposals that led to another completion; None if there were no proposals."""
         return self.changed / self.proposals if self.proposals else None
 
 
@@ -57,8 +57,8 @@ class Steps:
 
     Attributes:
         stage: stage k = 1, 2, … of the schedule.
-        cut: the cut i, tokens: what was kept of the completion as it then was.
-        length: its length n before the step, tokens.
+        cut: the cut i: how many tokens of the current completion were kept.
+        length: the completion's length n before the step, tokens.
         accepted: 1 where the proposal was accepted, else 0.
         changed: 1 where the step led to another completion, else 0.
     """
@@ -80,18 +80,18 @@ class Steps:
 
 
 class Completion(str):
-    """One completion of one prompt: a `str`, so that every consumer of texts takes it as it is.
+    """One completion of one prompt: a `str`, which every consumer of texts accepts.
 
-    Being a string it passes through lm-eval's caches, filters and gathers, and its record goes along.
+    As a string it passes through lm-eval's caches, filters and gathers, and takes its record with it.
 
     Attributes:
         token_ids: the tokens drawn, EOS or the tokens that complete the stop string included.
         log_probs: raw log p(x_t | prompt, x_<t) under the model, nats, one per token.
         finish_reason: "eos", "stop" or "length"; None for padding.
         stats: what it cost.
-        steps: the Metropolis-Hastings steps it came by; empty columns where there were none.
-        companions: completions of other distributions drawn on the way, such as those of tempering's lower rungs.
-        is_padding: an empty stand-in that fills up an uneven data-parallel batch; to be left out of metrics.
+        steps: its Metropolis-Hastings steps; empty columns if there were none.
+        companions: completions of other distributions drawn along the way, such as those of tempering's lower rungs.
+        is_padding: whether it is an empty stand-in that fills an uneven data-parallel batch, to be left out of metrics.
 
     >>> c = Completion("4", token_ids=[7, 1], log_probs=[-0.5, -0.1], finish_reason="eos")
     >>> c.text, c == "4", round(c.self_reward, 3)
@@ -150,7 +150,7 @@ class Completion(str):
         return self._drawn_text or self.text
 
     def with_text(self, text: str) -> Completion:
-        """This completion under another text (a part of it, say); `drawn_text` stays."""
+        """This completion with another text, such as a part of its own; `drawn_text` stays the same."""
         other = Completion(text)
         vars(other).update(vars(self))
         if text != self.drawn_text:

@@ -13,14 +13,14 @@ from typing import Any
 from lm_power.chains.registry import METHODS
 from lm_power.errors import LMPowerError
 
-_LARGEST = 1e6  # of alpha and 1/temperature: beyond, products with log p lose all accuracy in float32
+_LARGEST = 1e6  # of alpha and 1/temperature: above it, products with log p lose all accuracy in float32
 
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """What lm-eval calls the horizon, `max_new_tokens` here."""
 
 
 class OptionError(LMPowerError, ValueError):
-    """A user's option is wrong. The message says the name, the value, the rule and a way out."""
+    """A user's option is wrong. The message gives its name, its value, the rule and a way out."""
 
 
 def _option(default: Any, help: str) -> Any:
@@ -29,11 +29,11 @@ def _option(default: Any, help: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """How completions are drawn; checked when made, so that nothing wrong reaches an algorithm.
+    """How completions are drawn. It is checked when it is made, so that no wrong option reaches an algorithm.
 
-    Defaults are those of Karan & Du (2025) where they have the option: alpha 4, proposals at temperature 1/alpha,
-    blocks of 192 tokens, 10 Metropolis-Hastings steps per block, at most 3072 tokens. Which options a method has is in
-    `lm_power.chains.METHODS`; another's may only have its default value.
+    Options that Karan & Du (2025) have too have their defaults: alpha 4, proposals at temperature 1/alpha, blocks of
+    192 tokens, 10 Metropolis-Hastings steps per block, at most 3072 tokens. `lm_power.chains.METHODS` says which
+    options a method has; those of other methods must keep their defaults.
 
     Raises:
         OptionError: an option is of the wrong type, outside its range, or another method's.
@@ -50,18 +50,18 @@ class SamplerConfig:
     block_size: int = _option(192, "tokens by which the horizon grows from stage to stage; >= 1")
     mcmc_steps: int = _option(10, "Metropolis-Hastings steps per stage, or rounds of tempering; >= 0")
     final_steps: int = _option(
-        0, "steps at the full length after the last stage; with several blocks only these make p^alpha the limit; >= 0"
+        0, "steps at the full length after the last stage; p^alpha is the limit of several blocks only with them; >= 0"
     )
-    cut: str = _option("uniform", "where steps cut: uniform | entropy (where it rises) | last_block")
+    cut: str = _option("uniform", "where steps cut: uniform | entropy (where entropy rises) | last_block")
     cut_share: float | None = _option(
-        None, "share of the cuts by entropy (default 0.8) or in the last block (0.7), the rest uniform; in (0, 1)"
+        None, "share of cuts by entropy (default 0.8) or in the last block (0.7); the others are uniform; in (0, 1)"
     )
-    cut_power: float = _option(4.0, "power of the rise of entropy in cut=entropy; >= 0")
+    cut_power: float = _option(4.0, "exponent of the rise in entropy, with cut=entropy; >= 0")
     particles: int = _option(16, "particles of smc; >= 1")
-    ess_threshold: float = _option(0.5, "smc resamples below this share of effective particles; in [0, 1]")
+    ess_threshold: float = _option(0.5, "smc resamples if the share of effective particles is lower; in [0, 1]")
     resample_every: int = _option(32, "tokens between two checks for resampling; >= 1")
     alpha_ramp: int = _option(0, "tokens over which smc raises its exponent from 1 to alpha; 0: at once")
-    sweeps: int = _option(1, "sweeps of smc; above 1 each replaces the last with probability min(1, Z'/Z); >= 1")
+    sweeps: int = _option(1, "sweeps of smc; each replaces the one before with probability min(1, Z'/Z); >= 1")
     rungs: int | tuple[float, ...] = _option(
         4, "rungs of tempering, geometric from 1 to alpha; or the exponents themselves, rising to alpha: 1/2/4"
     )
@@ -69,14 +69,14 @@ class SamplerConfig:
     candidates: int = _option(8, "candidate blocks of sps; >= 1")
     rollouts: int = _option(8, "rollouts of sps per candidate; >= 1")
     rollout_length: int | None = _option(None, "longest rollout of sps, tokens; default block_size; >= 1")
-    jackknife: bool = _option(True, "correct sps for the bias of its ratio of estimates, to first order")
+    jackknife: bool = _option(True, "remove the bias of sps's ratio of estimates, to first order")
     explore: float | None = _option(
-        None, "share of the steps that propose from p itself, where q reaches a part of the tokens (power-api: 0.03)"
+        None, "share of steps that propose from p itself, for engines whose q misses some tokens (power-api: 0.03)"
     )
     max_new_tokens: int = _option(3072, "longest completion, in tokens (max_gen_toks in lm-eval); >= 1")
     seed: int = _option(0, "seed of all random streams; >= 0")
     coupled_resume: bool = _option(
-        True, "keep the old end's tokens with their proposal probabilities; same distribution"
+        True, "keep tokens after the cut, each with its proposal probability; same distribution"
     )
     early_rejection: bool = _option(True, "stop decoding a proposal once it cannot be accepted; same completions")
     prefetch: bool = _option(True, "let idle rows decode the next steps' proposals ahead; same completions")
@@ -122,8 +122,8 @@ class SamplerConfig:
             raise OptionError(
                 f"proposal_temperature={tau:g}: must be >= {1 / _LARGEST:g}; for a nearly greedy draw use 0.01"
             )
-        # Below 1/alpha the token weight alpha log p - log q can be positive: bounds on a proposal's
-        # fate, and the argument that its tails are covered, both need the weight to be <= 0.
+        # Below 1/alpha the token weight alpha log p - log q can be positive. The bound of early rejection, and the
+        # argument that q covers the target's tails, both need it to be <= 0.
         if self.method in ("power", "rejection") and not (1 / self.alpha) * (1 - 1e-9) <= tau <= 1:
             raise OptionError(
                 f"proposal_temperature={tau:g}: must be in [1/alpha, 1] = [{1 / self.alpha:g}, 1] for "
@@ -144,8 +144,8 @@ class SamplerConfig:
         )
         if not 0 < share < 1:
             raise OptionError(
-                f"cut_share={share:g}: must be in (0, 1), both ends excluded; without uniform cuts beside them "
-                f"{self.cut} cuts alone do not sample p^alpha, and without any use cut=uniform"
+                f"cut_share={share:g}: must be in (0, 1), both ends excluded; {self.cut} cuts alone would not sample "
+                "p^alpha, and for uniform cuts alone use cut=uniform"
             )
         self._set("cut_share", share)
 
@@ -220,9 +220,9 @@ class SamplerConfig:
         return dataclasses.replace(self, **options)
 
     def with_foreign_proposals(self) -> SamplerConfig:
-        """The same options where another model than the target proposes: by default at temperature 1.
+        """The same options for proposals from another model than the target, by default at temperature 1.
 
-        A student of p^alpha is sharpened already: its own distribution is the proposal that it was trained to be.
+        A student of p^alpha is already sharpened: it was trained to be the proposal.
 
         Raises:
             OptionError: the method has no such proposals.
@@ -236,7 +236,7 @@ class SamplerConfig:
         return self if self.proposal_temperature is not None else self.replace(proposal_temperature=1.0)
 
     def _does_something(self, name: str) -> bool:
-        """Whether an option has an effect, given the others; one that has none stays out of keys and labels."""
+        """Whether an option has an effect, given the others; one without effect stays out of keys and labels."""
         if name in ("cut", "cut_share"):
             return self.cut != "uniform"
         if name == "cut_power":
@@ -246,15 +246,15 @@ class SamplerConfig:
         return name != "final_steps" or self.final_steps > 0
 
     def relevant_options(self) -> dict[str, Any]:
-        """The options that decide a completion of this method, for keys and records; `seed` among them.
+        """The options that decide a completion of this method, `seed` included, for keys and records.
 
-        Coupled resume is among them: it keeps the distribution, but uses other random numbers. Early rejection and
-        prefetch are not: they change what is decoded when, and not the result.
+        Coupled resume is one of them, because it keeps the distribution but uses other random numbers. Early rejection
+        and prefetch are not, because they change only what is decoded when.
         """
         decided: dict[str, Any] = {"method": self.method}
         for name in METHODS[self.method].relevant_options:
             if name == "proposal_temperature":
-                # That of smc follows its ramp by default.
+                # The default of smc follows its ramp.
                 default = None if self.method == "smc" else 1 / self.beta
                 decided[name] = default if self.proposal_temperature is None else self.proposal_temperature
             elif name == "rungs":

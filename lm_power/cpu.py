@@ -1,4 +1,4 @@
-"""What Linux tells of the CPU."""
+"""What Linux says about the CPU."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def bfloat16_units() -> str | None:
-    """The CPU's units for products in bfloat16; None where Linux lists none.
+    """The CPU's units for products in bfloat16; None if Linux lists none.
 
-    Without them a CPU emulates bfloat16, and is faster in float32.
+    A CPU without them emulates bfloat16, and is faster in float32.
     """
     known = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "BF16 (Arm)"}
     lists = [line for line in cpuinfo() if line.partition(":")[0].strip() in ("flags", "Features")]

@@ -25,13 +25,13 @@ class FinishedBy(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """Stops a draw that has fallen too low to be of use.
+    """When to stop a draw because it has fallen too low to be of use.
 
-    After each new token, of a completion that then has n tokens and is not yet terminal, the draw stops if
+    After each new token, when the completion has n tokens and is not yet terminal, the draw stops if
 
         Σ_t min(0, log_p·log p(y_t) + log_q·log q(y_t)) + log_length·log(n + 1)  <  value,
 
-    with the sum over the new tokens. Both terms can only fall as the draw goes on.
+    where the sum is over the new tokens. Both terms can only fall as the draw goes on.
 
     Attributes:
         log_p, log_q: factors of the tokens' log p and log q.
@@ -47,15 +47,15 @@ class Bound:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a chain asks to have decoded: keep a prefix, draw on from q until terminal at the horizon.
+    """What an algorithm asks to have decoded: keep a prefix, then draw from q until terminal at the horizon.
 
     Attributes:
         keep: tokens of the current completion that stay.
         horizon: completion length, in tokens, at which the draw ends at the latest.
         beta: inverse temperature 1/τ of the proposal q.
-        uniforms: [horizon − keep] float64 in [0, 1): the t-th new token is the inverse CDF of the t-th.
-        excluded_first_token: the first new token is drawn from q without this one; None: from q.
-        reject_below: when the draw is not worth going on with; None: never.
+        uniforms: [horizon − keep] float64 in [0, 1): the t-th new token is the inverse CDF at the t-th of them.
+        excluded_first_token: a token that the first new token must not be; it is drawn from q without it. None: from q.
+        reject_below: when to stop the draw early; None: never.
         explore: draw from p itself instead of q; the segment's log q is still that of q. Only decoders whose q cannot
             reach every token need it.
     """
@@ -76,10 +76,10 @@ class Segment:
     Attributes:
         tokens: [m] int64, m ≥ 1.
         log_p: [m] float64, raw log p of each token, nats.
-        log_q: [m] float64, log of the proposal's probability of each token, nats; of the first one under q
-            itself, whatever token the request excluded; -inf for a token that q cannot produce.
-        finished_by: why the sequence is terminal; None if it is not, but fell below the request's bound.
-        log_z: [m, exponents] float64, `log Σ_v p(v | x_<t)^e` for each of `Measures.exponents`, nats, or None.
+        log_q: [m] float64, log of the proposal's probability of each token, nats. For the first token it is that of q
+            itself, even if the request excluded a token. It is -inf for a token that q cannot produce.
+        finished_by: why the sequence is terminal; None if it is not, and the draw fell below the request's bound.
+        log_z: [m, exponents] float64, `log Σ_v p(v | x_<t)^e` for each of `Measures.exponents`, nats; or None.
         entropy: [m] float64, entropy of p(· | x_<t), nats; or None.
     """
 
@@ -93,14 +93,14 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """What an algorithm wants to know of each next-token distribution, beside the token's own numbers.
+    """What an algorithm needs from each next-token distribution, besides the numbers of the token that is drawn.
 
     Attributes:
-        exponents: of the power sums in `Segment.log_z`; finite and > 0.
-        entropy: whether `Segment.entropy` is wanted.
+        exponents: the exponents of the power sums in `Segment.log_z`; finite and > 0.
+        entropy: whether `Segment.entropy` is needed.
 
     Raises:
-        ValueError: an exponent that is not. At 0, a token of probability 0 would count as one or as none.
+        ValueError: an exponent is not finite and > 0. At 0 it would be unclear how tokens of probability 0 count.
     """
 
     exponents: tuple[float, ...] = ()
@@ -116,14 +116,14 @@ class Decoder(Protocol):
     """What the scheduler needs of an engine; see `lm_power.engine.Engine`.
 
     A row holds a prompt and a settled completion. It is idle until `submit`, then busy until `step` has handed its
-    segment back, and settled again by `commit` or `rollback`. `step` may hand a segment back some calls after the
-    one that drew its last token, and nothing while rows are busy; a segment that was rolled back meanwhile is never
-    handed back. `drawn` must answer even where another call has failed.
+    segment back, and settled again by `commit` or `rollback`. `step` may return nothing while rows are busy, and may
+    hand a segment back some calls after the one that drew its last token. A segment that has been rolled back in the
+    meantime is never handed back. `tokens_decoded` must answer even after another call has failed.
 
     Attributes:
         rows: how many there are.
-        row_cost: what one more busy row adds to the time of a step, as a share of what a step takes without rows; a
-            constant, which decides how far idle rows work ahead. 0: rows cost nothing.
+        row_cost: what one more busy row adds to the time of a step, as a share of the time of a step without rows. It
+            is a constant, and decides how far idle rows work ahead. 0: rows cost nothing.
     """
 
     rows: int
@@ -142,7 +142,7 @@ class Decoder(Protocol):
         ...
 
     def step(self) -> list[tuple[int, Segment]]:
-        """Decode on in all busy rows; the (row, segment) pairs that have ended."""
+        """Continue decoding in all busy rows, and return the (row, segment) pairs that have ended."""
         ...
 
     def commit(self, row: int) -> None:
@@ -150,9 +150,9 @@ class Decoder(Protocol):
         ...
 
     def rollback(self, row: int) -> int:
-        """Give up what a row is decoding or has decoded; its settled completion stands. The tokens given up."""
+        """Drop what a row is decoding or has decoded, so that its settled completion stands; the tokens dropped."""
         ...
 
-    def drawn(self, row: int) -> int:
-        """Tokens drawn so far for a row's request."""
+    def tokens_decoded(self, row: int) -> int:
+        """Tokens decoded so far for a row's request."""
         ...

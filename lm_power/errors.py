@@ -1,4 +1,4 @@
-"""The errors that a user's input can cause: one base class, so that a command line has one thing to catch."""
+"""The errors that a user's input can cause. They share one base class, which a command line can catch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short name for a model's exact weights, so that stored completions are never taken for another model's."""
+"""A short name for a model's exact weights, by which stored completions are never mistaken for another model's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _SAMPLES = 64  # numbers read from each tensor
-# Of a configuration: what says where a model came from, or is decided and recorded elsewhere.
+# Parts of a configuration that say where a model came from, or are decided and recorded elsewhere.
 _NOT_THE_LAW = {
     "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache",
     "bos_token_id", "eos_token_id", "pad_token_id",
@@ -23,16 +23,15 @@ _NOT_THE_LAW = {
 
 
 def fingerprint(model: nn.Module, dtypes: Mapping[str, torch.dtype] | None = None) -> str:
-    """16 hex digits over the configuration and every weight's name, shape, dtype and a spread of its values.
+    """16 hex digits that hash the configuration and the name, shape, dtype and some values of every weight.
 
-    Training, merging, an adapter, another dtype or re-initialised weights change values everywhere, so 64
-    numbers per tensor tell them apart at a cost of milliseconds. The configuration tells apart what the weights
-    do not: rotary scaling, attention windows. Weights offloaded to the meta device count by name and shape
-    only.
+    Training, merging, an adapter, another dtype or re-initialised weights change values everywhere, so 64 numbers per
+    tensor tell them apart at a cost of milliseconds. The configuration tells apart what the weights do not, such as
+    rotary scaling and attention windows. Of weights offloaded to the meta device only name and shape count.
 
     Args:
         model: on any device or devices.
-        dtypes: weights, by name, to take as if they were rounded to another dtype.
+        dtypes: for some weights, by name, a dtype: they are hashed as if they were rounded to it.
     """
     return _digest(getattr(model, "config", None), model.state_dict(), dtypes or {})  # of a PEFT model: its base's
 
@@ -55,19 +54,20 @@ def _digest(config: Any, weights: Mapping[str, torch.Tensor], dtypes: Mapping[st
 def checkpoint_fingerprint(
     pretrained: str, revision: str | None, dtype: torch.dtype, adapter: str | None = None
 ) -> str | None:
-    """The `fingerprint` that transformers' model of a checkpoint has, from its files, without loading it.
+    """The `fingerprint` that transformers' model of a checkpoint would have, from its files and without loading it.
 
-    For engines that keep the weights to themselves. Of each tensor some pages are read.
+    It is for engines that keep the weights to themselves. Only a few pages of each tensor are read.
 
     Args:
         pretrained: hub id (of a model in the cache) or folder.
         revision: of the hub id.
-        dtype: that floating-point weights are loaded in.
-        adapter: folder of a LoRA adapter on top; as PEFT has it, in that dtype too, but never below float32.
+        dtype: dtype in which floating-point weights are loaded.
+        adapter: folder of a LoRA adapter on top, loaded as PEFT does: in the same dtype, but at least in float32.
 
     Returns:
-        None where the files do not tell: there are no safetensors; their names are not those of the model's weights,
-        as in quantised checkpoints and in layouts that transformers converts; or the adapter is no plain LoRA.
+        The fingerprint, or None if the files do not tell: there are no safetensors; their names are not those of the
+        model's weights, as in quantised checkpoints and in layouts that transformers converts; or the adapter is not a
+        plain LoRA.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -97,7 +97,7 @@ def _folder(pretrained: str, revision: str | None) -> Path:
 
 
 def _stored(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder's safetensors by name; numbers are read as they are looked at. Raises OSError."""
+    """All tensors of a folder's safetensors by name; values are read when they are used. Raises OSError."""
     from safetensors import safe_open
 
     found: dict[str, torch.Tensor] = {}
@@ -110,7 +110,7 @@ def _stored(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _as_in(model: nn.Module, stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The stored tensors under all the names that a model has for them. Raises KeyError where one is missing."""
+    """The stored tensors under all the names that a model has for them. Raises KeyError if one is missing."""
     shared: dict[int, list[str]] = defaultdict(list)  # tied weights: one parameter of several names
     for name, parameter in model.named_parameters(remove_duplicate=False):
         shared[id(parameter)].append(name)

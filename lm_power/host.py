@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Host(Protocol):
-    """A model that is ready to be decoded: `LocalHost`, or `remote.server.Server`.
+    """A model that is ready to be decoded: a `LocalHost` or a `remote.server.Server`.
 
     Attributes:
-        tokenizer: the model's; None if prompts are token ids and texts are not wanted.
+        tokenizer: the model's; None if prompts are token ids and texts are not needed.
         eos_ids: tokens that end a completion, ascending; at least one.
-        vocabulary: number of token ids; None where that is not known.
-        max_positions: tokens of prompt and completion together, at most; None where there is no limit, or none known.
-        foreign: proposals come from another model than the target.
+        vocabulary: number of token ids; None if it is not known.
+        max_positions: largest number of tokens of prompt and completion together; None if no limit is known.
+        foreign: whether proposals come from another model than the target.
     """
 
     foreign: bool
@@ -38,11 +38,11 @@ class Host(Protocol):
 
     @property
     def relevant_options(self) -> Mapping[str, Any]:
-        """Options of the host that decide a completion, for its key."""
+        """The host's options that decide a completion, for its key."""
         ...
 
     def resolved(self, config: SamplerConfig) -> SamplerConfig:
-        """The options as they apply here: what depends on the host is filled in.
+        """The options with everything filled in that depends on the host.
 
         Raises:
             OptionError: the host cannot honour them.
@@ -58,11 +58,11 @@ class Host(Protocol):
 
         Args:
             positions: longest prompt plus longest completion, tokens.
-            rewound: longest completion that a proposal may overwrite, tokens; 0 where none is ever proposed.
+            rewound: longest completion that a proposal may overwrite, tokens; 0 if nothing is ever overwritten.
 
         Raises:
             MemoryError: not even one row fits.
-            OptionError: the host does not know.
+            OptionError: the host cannot know how many fit.
         """
         ...
 
@@ -75,25 +75,25 @@ class Host(Protocol):
         counters: Counters,
         measures: Measures,
     ) -> contextlib.AbstractContextManager[Decoder]:
-        """What decodes requests, while the context lasts.
+        """A context whose value decodes requests.
 
         Args:
-            config: as `resolved` gave it.
+            config: as returned by `resolved`.
             rows: requests that are decoded side by side.
             longest_prompt: tokens.
             stops: stop strings.
-            counters: what to count in; from `counters`.
-            measures: what else is to be known of each next-token distribution.
+            counters: as returned by `counters`; they are counted up.
+            measures: what else to compute from each next-token distribution.
         """
         ...
 
 
 class LocalHost:
-    """A transformers model, tried out and decoded by `Engine`.
+    """A transformers model in this process: tried out when it is made, and decoded by `Engine`.
 
     Args:
         model: transformers causal LM, or a PEFT model around one.
-        tokenizer: its tokenizer; None if prompts are token ids and texts are not wanted.
+        tokenizer: its tokenizer; None if prompts are token ids and texts are not needed.
         eos_token_ids: tokens that end a completion; default: those of the model's generation config (or config) and of
             the tokenizer.
         cuda_graphs: as in `tried_backend`.
@@ -102,9 +102,9 @@ class LocalHost:
         proposer: as in `tried_backend`.
 
     Attributes:
-        backend: runs the model, or two of them, of which one proposes.
-        vocabulary: token ids that the model takes.
-        max_positions: for prompt and completion together; None where the model has no limit.
+        backend: runs the model, or two of them if another model proposes.
+        vocabulary: number of token ids that the model takes.
+        max_positions: for prompt and completion together; None if the model has no limit.
 
     Raises:
         UnsupportedModelError: the engine cannot serve this architecture.
@@ -125,7 +125,7 @@ class LocalHost:
         check_batch_shape(batch_shape)
         if proposer is not None:
             if torch_compile:
-                raise OptionError("torch_compile=True with proposals from another model: is not tried; leave it out")
+                raise OptionError("torch_compile=True with proposals from another model: is untested; leave it out")
             proposer.eval()
         model.eval()
         self.tokenizer, self.batch_shape = tokenizer, batch_shape
@@ -188,7 +188,7 @@ class LocalHost:
 
 
 def check_batch_shape(batch_shape: object) -> None:
-    """Raise `OptionError` for what is no `BatchShape`."""
+    """Raise `OptionError` for anything but a `BatchShape`."""
     shapes = get_args(BatchShape)
     if batch_shape not in shapes:
         raise OptionError(f"batch_shape={batch_shape!r}: must be {' or '.join(shapes)}")
@@ -198,16 +198,16 @@ def reaching_all(config: SamplerConfig) -> SamplerConfig:
     """The same options, for an engine whose proposals reach every token. Raises `OptionError` for `explore`."""
     if config.explore is not None:
         raise OptionError(
-            f"explore={config.explore:g}: is for models on a server, whose proposals reach a part of the tokens; here "
-            "they reach all: leave it out"
+            f"explore={config.explore:g}: is for models on a server, whose proposals reach only some of the tokens; "
+            "here they reach all of them: leave it out"
         )
     return config
 
 
 def find_eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """EOS ids of the generation config, else of the config; and the tokenizer's.
+    """The EOS ids of the generation config, or else of the config, together with the tokenizer's.
 
-    Nothing else of a checkpoint's generation config (temperature, top-k …) has any effect here.
+    Nothing else in a checkpoint's generation config (temperature, top-k …) has any effect here.
     """
     holders = [getattr(model, "generation_config", None), model.config, model.config.get_text_config()]
     listed = next((ids for h in holders if (ids := getattr(h, "eos_token_id", None)) is not None), None)

@@ -35,7 +35,7 @@ class Identity:
 
     @classmethod
     def parse(cls, text: str) -> Identity:
-        """The identity that `str` wrote; any text is one."""
+        """The identity that `str` wrote. Any text can be parsed."""
         found = _FINGERPRINT.search(text)
         name = text if found is None else text[: found.start()]
         randomized = name.endswith("+RandW")
@@ -56,11 +56,11 @@ class Identity:
 
     @property
     def key(self) -> str:
-        """What decides which weights they are: the fingerprint, or without one the name."""
+        """What identifies the weights: the fingerprint, or the name if there is none."""
         return self.fingerprint or self.name
 
     def same_weights(self, other: Identity) -> bool:
-        """By fingerprint where both have one, else by name."""
+        """Whether both name the same weights: by fingerprint if both have one, else by name."""
         if self.fingerprint and other.fingerprint:
             return self.fingerprint == other.fingerprint
         return self.name == other.name

@@ -19,7 +19,7 @@ class Job:
 
     Attributes:
         prompt_ids: token ids of the prompt, at least one.
-        repeat: which completion of this prompt it is; 0, 1, … have streams of their own.
+        repeat: which completion of this prompt it is: 0, 1, …; each has its own random stream.
     """
 
     prompt_ids: tuple[int, ...]
@@ -28,15 +28,15 @@ class Job:
 
 @dataclasses.dataclass
 class Round:
-    """Moves that have been made together and not yet settled.
+    """Moves that were made together and are not yet settled.
 
     Attributes:
-        state: from which they were made.
-        moves: what was asked for, one per lane that takes part.
-        ahead: they were made before the round before them was settled.
-        rows: the row that decodes each move; None where nothing is to be decoded, where it waits for a row, and where
-            the row was given up after it had been decoded.
-        segments: what was decoded, as far as it is there.
+        state: the state from which they were made.
+        moves: the moves, one per lane that takes part.
+        ahead: whether they were made before the previous round was settled.
+        rows: the row that decodes each move; None if there is nothing to decode, if the move waits for a row, or if its
+            row was given up after it was decoded.
+        segments: what was decoded; None for what is not there yet.
     """
 
     state: Any
@@ -50,12 +50,12 @@ class Round:
         self.segments = [None] * len(self.moves)
 
     def decoded(self) -> bool:
-        """Whether everything that was asked for is there."""
+        """Whether everything that has to be decoded is there."""
         pairs = zip(self.moves, self.segments, strict=True)
         return all(move.request is None or segment is not None for move, segment in pairs)
 
     def to_decode(self) -> bool:
-        """Whether anything was asked for."""
+        """Whether anything has to be decoded."""
         return any(move.request is not None for move in self.moves)
 
 
@@ -64,14 +64,14 @@ class ActiveJob:
     """A job under way: its algorithm's state, its rounds in flight, and what it has cost.
 
     Attributes:
-        index: of the job.
-        prompt_ids: of the job.
+        index: the job's index.
+        prompt_ids: token ids of its prompt.
         stream: its random numbers.
-        state: what has been settled.
-        rows: the row that holds each lane's settled completion, for the lanes that have one.
-        rounds: made from the state and not yet settled, in order.
-        started: when it first made a move, seconds on `time.perf_counter`'s clock; None before.
-        steps: of the columns of `Steps`, a tuple per step.
+        state: the algorithm's settled state.
+        rows: the row that holds each lane's settled completion, for lanes that have a row.
+        rounds: rounds that are not yet settled, in order.
+        started: when it made its first move, seconds on `time.perf_counter`'s clock; None before that.
+        steps: one tuple per step, with the columns of `Steps`.
     """
 
     index: int
@@ -98,11 +98,11 @@ class ActiveJob:
         return home is not None and all(home not in flight.rows for flight in self.rounds)
 
     def decoding(self) -> int:
-        """Rounds in flight for which something is, or was, to be decoded."""
+        """Number of rounds in flight that have, or had, something to decode."""
         return sum(flight.to_decode() for flight in self.rounds)
 
     def record(self, flight: Round, after: Any, infos: Sequence[Info]) -> None:
-        """The first round has been settled, and has led to the state `after`."""
+        """Note that the first round has been settled and has led to the state `after`."""
         self.state = after
         for move, segment, info in zip(flight.moves, flight.segments, infos, strict=True):
             if segment is not None:

@@ -1,7 +1,7 @@
 """What lm-power adds to lm-eval: the one place that names our models and our tasks.
 
-lm-eval 0.4.13 looks for no third-party plugins, so `lm_power._autoload` calls the functions below as lm-eval
-is imported. Releases that read entry points find the same models and tasks in pyproject.toml; there `add_models` and
+lm-eval 0.4.13 looks for no third-party plugins, so `lm_power._autoload` calls the functions below while lm-eval is
+imported. Releases that read entry points find the same models and tasks in pyproject.toml, and then `add_models` and
 `add_tasks` change nothing. Nothing heavy is imported here: a model class is a `"module:Class"` string, which lm-eval
 imports when somebody asks for the model.
 """
@@ -30,7 +30,7 @@ def tasks_folder() -> Path:
     """Return the installed folder of our task configs (in an editable install, the repository's `tasks/`).
 
     Raises:
-        ModuleNotFoundError: if the installation has lost the folder.
+        ModuleNotFoundError: the folder is missing from the installation.
     """
     spec = importlib.util.find_spec(TASKS_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -42,7 +42,7 @@ def tasks_folder() -> Path:
 
 
 def add_models(models: ModuleType) -> None:
-    """Register our models; a name that lm-eval knows already stays as it is.
+    """Register our models; a name that lm-eval already knows keeps its meaning.
 
     Args:
         models: the module `lm_eval.models`, which has just registered the built-in models (and, in releases
@@ -58,10 +58,10 @@ def add_models(models: ModuleType) -> None:
 def add_tasks(manager: ModuleType) -> None:
     """Put our folder on every TaskManager's list: after the built-in tasks, before the user's `include_path`.
 
-    A later folder overrides an earlier one, so a user's task wins over ours. `include_defaults=False` leaves
-    our tasks out with the built-in ones. The list is changed where lm-eval reads it rather than in
-    `TaskManager.__init__`, since only there it shows whether our folder is on it already: through an entry
-    point, through the user, or because the module was reloaded.
+    A later folder overrides an earlier one, so a user's task wins over ours. `include_defaults=False` leaves out our
+    tasks together with the built-in ones. The list is changed where lm-eval reads it and not in `TaskManager.__init__`,
+    because only there can we see whether our folder is on it already: from an entry point, from the user, or because
+    the module was reloaded.
 
     Args:
         manager: the module `lm_eval.tasks.manager`.
@@ -80,9 +80,9 @@ def add_tasks(manager: ModuleType) -> None:
 
 
 def add_checks(evaluator: Any) -> None:
-    """Have `simple_evaluate` check options and data files of our models and tasks before it loads a model.
+    """Make `simple_evaluate` check options and data files of our models and tasks before it loads a model.
 
-    Runs that name neither, and calls that bring no TaskManager, go on as before.
+    Runs that use none of ours, and calls that pass no TaskManager, are not changed.
 
     Args:
         evaluator: the module `lm_eval.evaluator`.
@@ -105,9 +105,9 @@ def add_checks(evaluator: Any) -> None:
 
 
 def add_short_errors(command: Any) -> None:
-    """Have the command `lm_eval` end in one line, with status 2, where the user gave us something wrong.
+    """Make the command `lm_eval` end with one line and status 2 when the user's input to us is wrong.
 
-    The traceback is in the log at level DEBUG (`LMEVAL_LOG_LEVEL=DEBUG`).
+    The traceback is logged at level DEBUG (`LMEVAL_LOG_LEVEL=DEBUG`).
 
     Args:
         command: the module `lm_eval._cli.harness`.

@@ -20,21 +20,21 @@ from tqdm.auto import tqdm
 from lm_power.chains import Info
 
 RATE_WINDOW = 10.0  # seconds over which tokens per second are counted
-SPEED_WINDOW = 30.0  # seconds over which the speed of a completion is taken, for the time left
-LIVE_EVERY, LINE_EVERY = 1.0, 30.0  # seconds: a bar moves at least so often; a log file gets a line so often
-_SIMULATED = 4000  # waiting completions that are laid out one by one; beyond that they count by their mean
-_GOLDEN = 0.618034  # its multiples, modulo 1, cover [0, 1) evenly however many there are
+SPEED_WINDOW = 30.0  # seconds over which the speed of a completion is measured, for the time left
+LIVE_EVERY, LINE_EVERY = 1.0, 30.0  # seconds between redraws of a bar, at most; between lines in a log file
+_SIMULATED = 4000  # waiting completions that are scheduled one by one; any others count by their mean
+_GOLDEN = 0.618034  # its multiples, modulo 1, cover [0, 1) evenly, however many there are
 
 
 class TokenCounts(Protocol):
-    """What an engine has done so far; `lm_power.engine.Counters` is one."""
+    """What an engine has done so far, such as `lm_power.engine.Counters`."""
 
     decoded: int
     prefilled: int
 
 
 class Bar(Protocol):
-    """What shows a run: tqdm's bars do, and `Lines`."""
+    """What displays a run: a bar of tqdm, or `Lines`."""
 
     n: int
 
@@ -48,8 +48,8 @@ class UnderWay:
     """A completion that rows are working on.
 
     Attributes:
-        spent: tokens decoded for it so far, those in flight included.
-        most: tokens that it may still cost, by its chain's `work_left`.
+        spent: tokens decoded for it so far, including those in flight.
+        most: tokens that it may still cost, according to its algorithm's `work_left`.
     """
 
     spent: float
@@ -62,11 +62,11 @@ class Progress:
     A thread redraws the bar, so that it moves while a long forward pass or a long prompt keeps the run itself busy.
 
     Args:
-        total: completions wanted.
-        done: completions there already, from an earlier run.
+        total: number of completions.
+        done: completions that an earlier run has already made.
         bar: where to show it; None for counting only.
-        every: seconds between two redraws, at least.
-        clock: in seconds; tests give one of their own.
+        every: least number of seconds between two redraws.
+        clock: the time in seconds; tests pass a clock of their own.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class Progress:
         self._counts: TokenCounts | None = None
         self._reading = ""  # which prompts are being read
         self._running = 0
-        self._costs: list[int] = []  # tokens that each finished completion has cost, in rising order
+        self._costs: list[int] = []  # what each finished completion has cost, tokens, in rising order
         self._spent_on_finished = 0
         self._rates: deque[tuple[float, int, int]] = deque()  # time, tokens decoded, tokens of prompts read
         self._speeds: deque[tuple[float, float, int]] = deque()  # time, tokens for completions, completions running
-        self._outlook: tuple[float, float, bool] | None = None  # when it was made, seconds left then, at most
+        self._outlook: tuple[float, float, bool] | None = None  # when it was made, the seconds left then, upper bound?
         self._shown_at = self._looked_at = -float("inf")
         self._lock = threading.RLock()
         self._closed = threading.Event()
@@ -95,14 +95,14 @@ class Progress:
         self._note_rates()
 
     def follow(self, counts: TokenCounts) -> None:
-        """Count tokens as the engine that keeps `counts` draws and reads them, not as segments are settled."""
+        """Count tokens as soon as the engine that keeps `counts` draws or reads them, before they are settled."""
         with self._lock:
             self._counts = counts
             self._rates.clear()
             self._note_rates()
 
     def reading(self, tokens: int, prompts: int = 1) -> None:
-        """Prompts of so many tokens in all are about to be read; until the next `show`."""
+        """Prompts of so many tokens in total are being read, until the next `show`."""
         self._reading = f"{'a prompt' if prompts == 1 else f'{prompts} prompts'} of {tokens} tokens"
 
     def settled(self, info: Info, tokens: int) -> None:
@@ -122,11 +122,11 @@ class Progress:
                 self._spent_on_finished += cost
 
     def show(self, running: int, under_way: Callable[[], Sequence[UnderWay]] | None = None) -> None:
-        """Redraw the bar, if the last time was long enough ago.
+        """Redraw the bar, if the last redraw was long enough ago.
 
         Args:
-            running: completions under way.
-            under_way: what they have cost and may still cost; asked twice a second at most.
+            running: number of completions under way.
+            under_way: what they have cost and may still cost; called at most twice a second.
         """
         self._running, self._reading = running, ""
         if self._bar is None:
@@ -142,7 +142,7 @@ class Progress:
                 self._draw(now)
 
     def start(self) -> None:
-        """Redraw from a thread of its own, until `close`."""
+        """Redraw from a separate thread, until `close`."""
         self._ticker = threading.Thread(target=self._tick, name="lm_power progress", daemon=True)
         self._ticker.start()
 
@@ -157,14 +157,14 @@ class Progress:
                 self._draw(self._clock())
 
     def tick(self) -> None:
-        """Redraw if nobody else has for a while; what the thread does."""
+        """Redraw if nobody else has for a while. The thread calls this."""
         with self._lock:
             now = self._clock()
             if now - self._shown_at >= self._every:
                 self._draw(now)
 
     def text(self) -> str:
-        """What stands behind the bar."""
+        """The text after the bar."""
         with self._lock:
             now = self._clock()
             self._note_rates()
@@ -183,7 +183,7 @@ class Progress:
             return ", ".join([*parts, f"left {self._left(now)}"])
 
     def seconds_left(self) -> float | None:
-        """Time left, seconds; None where nothing is known yet. At least one second while there is work."""
+        """Time left, seconds, at least one while there is work; None if nothing is known yet."""
         with self._lock:
             if self._outlook is None:
                 return None
@@ -208,10 +208,10 @@ class Progress:
         _append(self._speeds, (now, spent, len(runs)), SPEED_WINDOW)
         samples = list(self._speeds)
         worked = sum(max(n, m) * (after - before) for (before, _, n), (after, _, m) in itertools.pairwise(samples))
-        drawn = samples[-1][1] - samples[0][1]
-        if runs and worked > 0 and drawn > 0:
+        decoded = samples[-1][1] - samples[0][1]
+        if runs and worked > 0 and decoded > 0:
             waiting = max(0, self.total - self.done - len(runs))
-            left = longest_left(runs, waiting, self._costs) * worked / drawn
+            left = longest_left(runs, waiting, self._costs) * worked / decoded
             self._outlook = (now, left, not self._costs)
 
     def _draw(self, now: float) -> None:
@@ -227,18 +227,18 @@ class Progress:
 
 
 def longest_left(runs: Sequence[UnderWay], waiting: int, costs: Sequence[int]) -> float:
-    """Tokens that one row decodes until all completions are finished, by what others have cost.
+    """Tokens that one row will decode until all completions are finished, estimated from what others have cost.
 
-    A completion under way that has cost s is taken to end like one of those seen that cost more than s; each takes
-    another of these, spread evenly over their quantiles, since it is the longest that decides. Where none has cost
-    more, it is taken to cost as much again. It never costs more than its chain's `work_left`. Completions that wait
-    cost what others have cost, and start on the row that falls free first. Where nothing has finished, all cost the
-    most they can.
+    A completion under way that has cost s is expected to end like one of the finished completions that cost more than
+    s. Each takes a different one of these, spread evenly over their quantiles, because the longest decides. If none has
+    cost more, it is expected to cost as much again. It never costs more than its algorithm's `work_left`. Completions
+    that wait cost what others have cost, and start on the first row that is free. As long as nothing has finished, all
+    cost the most that they can.
 
     Args:
         runs: completions under way, at least one.
-        waiting: completions that have not been started.
-        costs: tokens that each finished completion has cost, in rising order.
+        waiting: number of completions that have not been started.
+        costs: what each finished completion has cost, tokens, in rising order.
     """
     rows = []
     for place, run in enumerate(sorted(runs, key=lambda run: -run.spent)):
@@ -257,12 +257,12 @@ def longest_left(runs: Sequence[UnderWay], waiting: int, costs: Sequence[int]) -
 
 
 def _spread(place: int, size: int) -> int:
-    """Index into a list of `size`: the middle for place 0, and evenly over the list for those that follow."""
+    """Index into a list of `size`: the middle for place 0; later places are spread evenly over the list."""
     return int((0.5 + place * _GOLDEN) % 1 * size)
 
 
 def _append(samples: deque[Any], sample: tuple[Any, ...], window: float) -> None:
-    """Append a sample that begins with its time; drop those that are too old, but for the last of them."""
+    """Append a sample that begins with its time; drop those that are too old, except the newest of them."""
     samples.append(sample)
     while len(samples) > 2 and samples[1][0] <= sample[0] - window:
         samples.popleft()
@@ -270,15 +270,15 @@ def _append(samples: deque[Any], sample: tuple[Any, ...], window: float) -> None
 
 @contextlib.contextmanager
 def progress_bar(total: int, wanted: bool | Progress, done: int = 0, title: str = "Sampling") -> Iterator[Progress]:
-    """A `Progress` on stderr if wanted, silent counters if not; a `Progress` given is used as it is.
+    """A `Progress` that shows a bar on stderr, or only counts; a given `Progress` is used as it is.
 
     A terminal and a notebook get a bar that is redrawn every second; a file gets a line every half minute.
 
     Args:
-        total: completions wanted.
-        wanted: whether to show it, or what to report to.
-        done: completions there already.
-        title: stands before the bar.
+        total: number of completions.
+        wanted: whether to show a bar, or the `Progress` to report to.
+        done: completions that are already made.
+        title: the text before the bar.
     """
     if isinstance(wanted, Progress):
         yield wanted
@@ -299,12 +299,12 @@ def progress_bar(total: int, wanted: bool | Progress, done: int = 0, title: str 
 
 
 class Lines:
-    """A bar for files: a line each time, `Sampling: 12% 20/164 [02:13, 64 running, …]`.
+    """A bar for files: each update is a line, `Sampling: 12% 20/164 [02:13, 64 running, …]`.
 
     Args:
-        total: completions wanted.
-        done: completions there already.
-        title: stands before each line.
+        total: number of completions.
+        done: completions that are already made.
+        title: the text before each line.
     """
 
     def __init__(self, total: int, done: int, title: str) -> None:

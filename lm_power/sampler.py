@@ -1,4 +1,4 @@
-"""PowerSampler: many chains on one engine."""
+"""PowerSampler: draws many completions on one engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lm_power.decoding import FinishedBy
 from lm_power.engine import BatchShape, StopStrings
 from lm_power.engine.attention import prefer_spans
 from lm_power.engine.device import default_device
-from lm_power.engine.halving import halving
+from lm_power.engine.out_of_memory import retry_with_fewer_rows
 from lm_power.host import Host, LocalHost
 from lm_power.jobs import ActiveJob, Job
 from lm_power.progress import Progress, progress_bar
@@ -28,29 +28,30 @@ if TYPE_CHECKING:
 
 
 class PowerSampler:
-    """Draws completions of a causal LM from p(x)^alpha, and from its relatives.
+    """Draws completions of a causal LM from p(x)^alpha and related distributions.
 
     Args:
         model: transformers causal LM (or a PEFT model around one), or another `Host` (see `from_server`).
-        tokenizer: its tokenizer; None if prompts are token ids and texts are not wanted.
+        tokenizer: its tokenizer; None if prompts are token ids and texts are not needed.
         max_rows: completions decoded side by side, or "auto" for as many as fit.
         eos_token_ids: tokens that end a completion; default: those of the model's generation config (or
             config) and of the tokenizer.
-        cuda_graphs: on a GPU, record a decode step once and replay it; see `lm_power.engine.decode_step`. By
-            default, where that works; with True the sampler fails where it does not; with False, never.
-        torch_compile: compile the model for decode steps, in a few minutes.
-        batch_shape: "shrinking": a step runs on as many rows as there is work for; "fixed": on all rows, so that below
-            float64 the last bits of a completion do not depend on which others are decoded beside it, or were stored
-            before.
-        proposer: another model of the same tokens, which proposals are drawn from, such as the base with a distilled
-            adapter (see `lm_power.engine.paired`); for `method=power` and `method=smc`. None: the model itself.
+        cuda_graphs: on a GPU, record a decode step once and replay it; see `lm_power.engine.decode_step`. None: if that
+            works. True: fail if it does not. False: never.
+        torch_compile: compile the model for decode steps, which takes a few minutes.
+        batch_shape: "shrinking": a step runs on as many rows as there is work for. "fixed": it runs on all rows, so
+            that below float64 the last bits of a completion do not depend on which others are decoded beside it or were
+            stored before.
+        proposer: another model of the same tokens that proposals are drawn from, such as the base with a distilled
+            adapter (see `lm_power.engine.paired`), for `method=power` and `method=smc`. None: the model itself.
 
     Attributes:
         counters: what has been decoded so far, by all calls.
 
     Raises:
         UnsupportedModelError: the engine cannot serve this architecture.
-        OptionError: no EOS token is known, `max_rows` is not a whole number ≥ 1 or "auto", or `batch_shape` is neither.
+        OptionError: no EOS token is known, `max_rows` is neither a whole number ≥ 1 nor "auto", or `batch_shape` is
+            neither "shrinking" nor "fixed".
     """
 
     def __init__(
@@ -78,13 +79,13 @@ class PowerSampler:
                 proposer=proposer,
             )
         elif proposer is not None:
-            raise OptionError("proposer with a model elsewhere: log q needs a second model there, and there is one")
+            raise OptionError("proposer: needs the model in this process, and this one runs elsewhere; leave it out")
         else:
             self.host = model
         self.batch_shape, self.max_rows = batch_shape, max_rows
         self.tokenizer, self.eos_ids = tokenizer, self.host.eos_ids
         self.counters = self.host.counters()
-        self._fitted: int | None = None  # rows · positions that were left when memory last ran out
+        self._fitted: int | None = None  # rows · positions that still fitted when memory last ran out
 
     @classmethod
     def from_pretrained(
@@ -110,14 +111,14 @@ class PowerSampler:
             dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
             max_rows: see the class.
             peft: hub id or folder of a PEFT adapter to load on top (see `lm_power.adapter`).
-            proposal_peft: hub id or folder of another adapter of the same base, which proposals are drawn from.
+            proposal_peft: hub id or folder of another adapter of the same base that proposals are drawn from.
             merge_adapter: merge `peft` into the base (see `lm_power.adapter.merged`).
             cuda_graphs: see the class.
             torch_compile: see the class.
             batch_shape: see the class.
-            model_options: for `AutoModelForCausalLM.from_pretrained`. Without `attn_implementation`, a model that
-                goes to NVIDIA GPUs gets `"lm_power"` (see `lm_power.engine.attention`) where it can have it; any
-                other, what transformers chooses.
+            model_options: for `AutoModelForCausalLM.from_pretrained`. Without `attn_implementation`, a model on NVIDIA
+                GPUs gets `"lm_power"` (see `lm_power.engine.attention`) if it supports it; any other model gets what
+                transformers chooses.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -154,12 +155,12 @@ class PowerSampler:
         """A sampler for a model that an OpenAI-compatible server of completions serves, such as `vllm serve MODEL`.
 
         Args:
-            base_url: as http://HOST:PORT/v1/completions; for several servers of one model a list of them.
-            model: name that the model is served by; default: the only one that is.
-            tokenizer: hub id, folder or tokenizer of the same model; default: where the server says that the model
-                comes from.
-            max_rows: queries under way at a time, at most.
-            top_logprobs: tokens that the server lists; proposals are confined to them.
+            base_url: such as http://HOST:PORT/v1/completions, or a list of them for several servers of one model.
+            model: the name under which the model is served; default: the only one.
+            tokenizer: hub id, folder or tokenizer of the same model; default: that of the checkpoint that the server
+                names.
+            max_rows: largest number of queries under way at a time.
+            top_logprobs: number of tokens that the server lists; proposals are confined to them.
             options: those of `lm_power.remote.server.Server.connect`. The key is read from the environment variable
                 OPENAI_API_KEY.
 
@@ -177,7 +178,7 @@ class PowerSampler:
 
         Args:
             model: hub id or folder.
-            max_rows: completions drawn side by side, at most.
+            max_rows: largest number of completions drawn side by side.
             options: those of `lm_power.remote.vllm_engine.load`, such as `top_logprobs` and `lora_local_path`, and
                 those of vLLM's `LLM`, such as `tensor_parallel_size` and `quantization`.
 
@@ -186,13 +187,13 @@ class PowerSampler:
         """
         from lm_power.remote.vllm_engine import load
 
-        if isinstance(max_rows, str):  # before minutes of loading
+        if isinstance(max_rows, str):  # refused before the model loads, which takes minutes
             raise rows_unknown(max_rows, "vLLM's")
         server = load(model, **options)
         return cls(server, server.tokenizer, max_rows=max_rows)
 
     def resolved(self, config: SamplerConfig) -> SamplerConfig:
-        """The options as they decide here: what depends on the engine is filled in.
+        """The options with everything filled in that depends on the engine.
 
         Raises:
             OptionError: the engine cannot honour them.
@@ -201,7 +202,7 @@ class PowerSampler:
 
     @property
     def engine_options(self) -> dict[str, Any]:
-        """What of the engine's options decides a completion, for keys."""
+        """The engine's options that decide a completion, for keys."""
         return dict(self.host.relevant_options)
 
     def generate(
@@ -219,14 +220,14 @@ class PowerSampler:
 
         Args:
             prompts: texts, or token ids.
-            n: completions a prompt, ≥ 1.
-            stop: strings that end a completion; the text is cut before them, the tokens are not.
+            n: completions per prompt, ≥ 1.
+            stop: strings that end a completion; the text is cut before them, the tokens are kept.
             progress: show a progress bar on stderr.
             options: those of `SamplerConfig`: method, alpha, block_size, seed …
 
         Raises:
-            OptionError: a wrong or unknown option, or a prompt that is empty, has ids outside the
-                vocabulary, or leaves no room for a completion. Nothing is decoded then.
+            OptionError: a wrong or unknown option, or a prompt that is empty, has ids outside the vocabulary, or leaves
+                no room for a completion. It is raised before anything is decoded.
         """
         if isinstance(prompts, str):
             raise OptionError("prompts: must be a list of prompts; for one prompt write [prompt]")
@@ -261,18 +262,18 @@ class PowerSampler:
         progress: bool | Progress = False,
         algorithm: Algorithm[Any] | None = None,
     ) -> Iterator[tuple[int, Completion]]:
-        """Draw the jobs' completions; yields (index of the job, completion) as they finish.
+        """Draw the jobs' completions, and yield (index of the job, completion) as they finish.
 
-        All checks run at the call, before anything is decoded.
+        All checks run when this is called, before anything is decoded.
 
         Args:
             jobs: what to draw.
             config: how.
             stop: stop strings.
-            rows: rows of the batch; default `max_rows`, at most one per lane of every job.
-            progress: a bar on stderr, or counters to report to.
-            algorithm: draws the completions instead of `config.method`'s; seed, length and cost options remain those of
-                `config`. Where another model proposes, it has to allow for token weights > 0.
+            rows: rows of the batch; default `max_rows`, but at most one per lane of every job.
+            progress: whether to show a bar on stderr, or the `Progress` to report to.
+            algorithm: draws the completions in place of the one for `config.method`; seed, length and cost options
+                remain those of `config`. If another model proposes, it has to allow for token weights > 0.
 
         Raises:
             OptionError: as `generate`.
@@ -307,8 +308,8 @@ class PowerSampler:
     ) -> int:
         """Rows of the batch for so many jobs of at most so many positions (prompt and completion).
 
-        A row per lane of every job, if memory allows. Where memory has run out in an earlier call, at most as many
-        positions as were then left.
+        That is one row per lane of every job, if memory allows. If memory ran out in an earlier call, it is at most as
+        many positions as then still fitted.
         """
         algorithm = algorithm or make_algorithm(config)
         if self.max_rows == "auto":
@@ -344,7 +345,7 @@ class PowerSampler:
                 with self.host.decoder(config, rows_left, longest, stops, self.counters, algorithm.measures) as decoder:
                     yield from scheduler.finished(decoder)
 
-            for job in halving(attempt, rows):
+            for job in retry_with_fewer_rows(attempt, rows):
                 result = algorithm.result(job.state)
                 assert result is not None
                 stats = job.stats(dict(result.diagnostics))

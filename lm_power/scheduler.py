@@ -1,4 +1,4 @@
-"""Which lane of which job decodes where: many jobs on one engine, and idle rows for those with the most work ahead."""
+"""Decides which lane of which job decodes in which row; idle rows help the jobs with the most work ahead."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from lm_power.progress import Progress, UnderWay
 class Scheduler:
     """Runs the lanes of many jobs on the rows of one engine.
 
-    A lane's settled completion lies in a row of its own while the job needs it: a lane that has no part in a round
-    gives its row up, and a lane that has lost its row is prefilled again when its turn comes. A row that falls idle
-    goes to the moves that wait for one, then to the next job. A job of more lanes than there are rows takes turns:
-    where every row is held by a lane that waits for others, one is cleared.
+    Each lane keeps its settled completion in a row while the job needs it. A lane that takes no part in a round gives
+    up its row, and a lane without a row is prefilled again when its turn comes. A row that becomes idle goes to the
+    moves that wait for one, then to the next job. The lanes of a job with more lanes than there are rows take turns: if
+    every row is held by a lane that waits for others, one of them is cleared.
 
-    When nothing is waiting, idle rows **prefetch** for jobs of one lane: after a rejection the state is unchanged and
-    random numbers are keyed by stage and step, so the proposals of the next steps are known before the verdict on this
-    one, and are decoded beside it; they are judged in their turn, and dropped when one before them is accepted. The
-    completion is the same, token for token. With a share ρ of rejections, d proposals side by side do the work of
-    `1 + ρ + … + ρ^(d−1)` one after another; each idle row goes to the job that would by that count finish last.
+    When nothing is waiting, idle rows **prefetch** for jobs with one lane. After a rejection the state is unchanged,
+    and random numbers are keyed by stage and step, so the proposals of the next steps are known before the verdict on
+    this one and can be decoded beside it. They are judged in order, and dropped once an earlier one is accepted. The
+    completion is the same, token for token. If a share ρ of proposals is rejected, d proposals side by side do the work
+    of `1 + ρ + … + ρ^(d−1)` in sequence; each idle row goes to the job that would finish last by that count.
 
-    An engine may fail at any call. A job moves on only once the engine has done its part, so what has been settled
-    is whole at every moment, and `finished` can be called again with another engine, of as many rows as one likes:
-    each job under way is put on rows of it by its prompt and settled completions, and makes its next moves from
-    the same random numbers.
+    An engine may fail at any call. A job moves on only after the engine has done its part, so that its settled state is
+    consistent at every moment. `finished` can therefore be called again with another engine, with any number of rows.
+    Each job under way is loaded into it from its prompt and settled completions, and makes its next moves from the same
+    random numbers.
 
     Args:
         algorithm: draws a completion.
-        jobs: what to draw; started in the order of `starting_order`.
-        seed: of all random streams.
+        jobs: what to draw; they are started in the order of `starting_order`.
+        seed: the seed of all random streams.
         prefetch: whether idle rows work ahead.
-        progress: told of every round and completion.
+        progress: is told of every round and completion.
     """
 
-    WORTHWHILE = 0.05  # least probability that what is decoded ahead is used: below it the copying costs more
+    WORTHWHILE = 0.05  # least probability that a prefetched proposal is used; below it, copying the row costs more
 
     def __init__(
         self, algorithm: Algorithm[Any], jobs: Sequence[Job], seed: int, prefetch: bool, progress: Progress
@@ -54,13 +54,13 @@ class Scheduler:
         )
         self._idle: list[int] = []
         self._running: dict[int, ActiveJob] = {}  # by job
-        self._decoding: dict[int, tuple[ActiveJob, Round, int]] = {}  # by row: whose move of which round it decodes
+        self._decoding: dict[int, tuple[ActiveJob, Round, int]] = {}  # by row: the job, round and move that it decodes
         self._queue: deque[tuple[ActiveJob, Round, int]] = deque()  # moves that wait for a row
         self._loaded: list[int] = []  # tokens of each prompt handed to the engine since its last step
-        self._decoded, self._rejected = 2, 1  # as if one of two had been rejected: a share within (0, 1)
+        self._decoded, self._rejected = 2, 1  # starts as if one of two had been rejected, to keep the share in (0, 1)
 
     def finished(self, engine: Decoder) -> Iterator[ActiveJob]:
-        """The jobs, as they finish; those that an earlier call has handed out excepted."""
+        """The jobs as they finish, except those that an earlier call has already handed out."""
         self.engine = engine
         self._idle = list(reversed(range(engine.rows)))
         try:
@@ -80,12 +80,12 @@ class Scheduler:
                     self.progress.finished(job.decoded // self.algorithm.lanes)
                     yield job
             if self.prefetch and touched and not self._waiting and not self._queue:
-                # Where no row is idle, a job may still have one of its own free: its home.
+                # Even if no row is idle, a job's own row, its home, may be free.
                 self._work_ahead(self._running.values() if self._idle else touched)
             self.progress.show(len(self._running), self._under_way)
 
     def _has_room(self) -> bool:
-        """Whether a job can start: on as many idle rows as it has lanes, unless it has to take turns anyway."""
+        """Whether a job can start: there is an idle row per lane, or it has more lanes than rows and takes turns."""
         if self._queue:
             return False
         return len(self._idle) >= min(self.algorithm.lanes, self.engine.rows) or not self._running
@@ -97,14 +97,14 @@ class Scheduler:
         return job
 
     def _step(self) -> list[ActiveJob]:
-        """Give waiting moves a row, and let all busy rows decode; the jobs that have a segment by it."""
+        """Give waiting moves a row, let all busy rows decode, and return the jobs that got a segment."""
         while self._queue:
             if not self._idle:
                 if self._decoding:
                     break  # one of these rows will be free
                 self._clear_a_row()
             self._place(*self._queue.popleft())
-        if self._loaded:  # an engine may read them now, many at a time
+        if self._loaded:  # the engine may read them in this step, many at a time
             self.progress.reading(sum(self._loaded), len(self._loaded))
             self._loaded = []
         touched = {}
@@ -115,31 +115,31 @@ class Scheduler:
         return list(touched.values())
 
     def _under_way(self) -> list[UnderWay]:
-        """What each job has cost per lane, and may still cost: with what its first round in flight has drawn so far."""
+        """What each job has cost per lane, including its first round in flight, and may still cost."""
         ways, lanes = [], self.algorithm.lanes
         for job in self._running.values():
             rows = job.rounds[0].rows if job.rounds else []
-            drawn = sum(self.engine.drawn(row) for row in rows if row is not None)
-            left = self.algorithm.work_left(job.state) - drawn / lanes
-            ways.append(UnderWay((job.decoded + drawn) // lanes, max(0.0, left)))
+            decoded = sum(self.engine.tokens_decoded(row) for row in rows if row is not None)
+            left = self.algorithm.work_left(job.state) - decoded / lanes
+            ways.append(UnderWay((job.decoded + decoded) // lanes, max(0.0, left)))
         return ways
 
     def _leave_engine(self) -> None:
-        """Give up what is in flight; the jobs under way wait for rows again, the longest first."""
+        """Drop what is in flight, and let the jobs under way wait for rows again, the longest first."""
         for job in self._running.values():
             for flight in job.rounds:
-                job.dropped += sum(self.engine.drawn(row) for row in flight.rows if row is not None)
+                job.dropped += sum(self.engine.tokens_decoded(row) for row in flight.rows if row is not None)
             job.rounds.clear()
             job.rows.clear()
         under_way = sorted(self._running.values(), key=lambda job: self.algorithm.work_left(job.state))
-        self._waiting.extendleft(under_way)  # each before the last: the longest comes first
+        self._waiting.extendleft(under_way)  # it reverses the order, so that the longest comes first
         self._running.clear()
         self._decoding.clear()
         self._queue.clear()
         del self.engine
 
     def _advance(self, job: ActiveJob) -> bool:
-        """Settle all rounds whose outcome is known, and make the next; True when the job is done."""
+        """Settle all rounds whose outcome is known, and make the next one; True when the job is done."""
         while self.algorithm.result(job.state) is None:
             if not job.rounds:
                 self._begin(job)
@@ -156,17 +156,17 @@ class Scheduler:
         return True
 
     def _settle(self, job: ActiveJob, flight: Round, place: int, info: Info) -> None:
-        """Keep or undo, in the engine, what a move of the job's first round has decoded."""
+        """Commit or roll back, in the engine, what a move of the job's first round has decoded."""
         move, row = flight.moves[place], flight.rows[place]
         if move.request is None:
-            return  # nothing changes, whatever the verdict
+            return  # nothing was decoded
         if self.prefetch:
             self._decoded += 1
             self._rejected += not info.kept
             if info.kept:
                 self._drop_ahead(job)
         if row is None:
-            return  # its row has been given up; what the lane holds is in the state
+            return  # its row was given up; the state has what the lane holds
         if info.kept:
             self.engine.commit(row)
         else:
@@ -178,7 +178,7 @@ class Scheduler:
             self._idle.append(row)
 
     def _begin(self, job: ActiveJob) -> None:
-        """Make the round that the job's settled state asks for, each move in its lane's row."""
+        """Start the round that the job's settled state asks for, each move in its lane's row."""
         flight = Round(job.state, self.algorithm.propose(job.state, job.stream), ahead=False)
         job.rounds.append(flight)
         taking_part = {move.lane for move in flight.moves} | {move.source for move in flight.moves}
@@ -193,7 +193,7 @@ class Scheduler:
                 self._queue.append((job, flight, place))
 
     def _place(self, job: ActiveJob, flight: Round, place: int) -> None:
-        """Let a move decode, in its lane's row or an idle one that then is its lane's."""
+        """Start decoding a move in its lane's row, or in an idle row, which then becomes its lane's."""
         move = flight.moves[place]
         assert move.request is not None
         row = job.rows.get(move.lane)
@@ -216,7 +216,7 @@ class Scheduler:
         self._decoding[row] = job, flight, place
 
     def _clear_a_row(self) -> None:
-        """Take a row from a lane that waits for others: what it holds is in its job's state, or in its round."""
+        """Take a row from a lane that waits for others; its content is in its job's state or round."""
         job = next(job for job in self._running.values() if job.rows)
         lane, row = next(iter(job.rows.items()))
         del job.rows[lane]
@@ -230,7 +230,7 @@ class Scheduler:
     def _work_ahead(self, jobs: Iterable[ActiveJob]) -> None:
         """Give idle rows to those of the jobs that would finish last."""
         rejected, cost = self._rejected / self._decoded, self.engine.row_cost
-        # Steps settled in the time of a proposal, of all jobs; and the rows that are busy with them.
+        # Over all jobs: the steps settled in the time of one proposal, and the rows that are busy with them.
         settled = sum((1 - rejected ** job.decoding()) / (1 - rejected) for job in self._running.values())
         busy = len(self._decoding)
 
@@ -249,14 +249,14 @@ class Scheduler:
             if not (self._idle or job.home_is_free()) or gain < self.WORTHWHILE:
                 continue
             if gain * (1 + cost * busy) <= cost * settled:
-                continue  # the row would slow the others down by more than it adds
+                continue  # the row would slow the others down more than it helps
             self._begin_ahead(job, state)
             settled += gain
             busy += 1
             heapq.heappush(queue, (-left(job), job.index, job))
 
     def _begin_ahead(self, job: ActiveJob, state: Any) -> None:
-        """Make the move that a rejection would lead to: at home, or in an idle row where home is in use."""
+        """Start the move that a rejection would lead to, in the job's own row or, if that is in use, in an idle one."""
         flight = Round(state, self.algorithm.propose(state, job.stream), ahead=True)
         job.rounds.append(flight)
         (move,) = flight.moves
@@ -269,7 +269,7 @@ class Scheduler:
         self._submit(job, flight, 0, row)
 
     def _drop_ahead(self, job: ActiveJob) -> None:
-        """Give up what was decoded ahead: all rounds in flight but the first."""
+        """Drop what was decoded ahead: all rounds in flight except the first."""
         while len(job.rounds) > 1:
             (row,) = job.rounds[-1].rows
             dropped = 0 if row is None else self.engine.rollback(row)
@@ -282,9 +282,9 @@ class Scheduler:
 
 
 def starting_order(jobs: Sequence[Job]) -> list[int]:
-    """Indices of the jobs: longest expected work first, so that no long job is left over at the end.
+    """Indices of the jobs, longest expected work first, so that no long job is left over at the end.
 
-    The length of a completion is not known before; a longer prompt, which costs more per step and tends to ask for
-    more, goes first. Equal prompts are neighbours and share one prefill.
+    The length of a completion is not known in advance. Longer prompts go first, because they cost more per step and
+    tend to ask for more. Equal prompts are neighbours and share one prefill.
     """
     return sorted(range(len(jobs)), key=lambda i: (-len(jobs[i].prompt_ids), jobs[i].prompt_ids, jobs[i].repeat))

@@ -1,4 +1,4 @@
-"""Completions on disk, one JSON object per line: resume, teacher data and reports read the same files."""
+"""Completions on disk, one JSON object per line. Resumed runs, distillation and reports read the same files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from lm_power.config import SamplerConfig
 from lm_power.errors import LMPowerError
 from lm_power.identity import Identity
 
-FORMAT = 3  # raise it also when the same options come to draw other tokens: it is part of the key
+FORMAT = 3  # part of the key: raise it, too, when the same options draw other tokens than before
 FIELDS = (
     "format", "key", "model", "prompt", "prompt_ids", "repeat", "seed", "config",
     "text", "token_ids", "log_probs", "sum_log_prob", "self_reward", "finish_reason", "stats", "steps",
 )  # fmt: skip
 """Of every line, in this order."""
 
-_MOST_WAITING = 1000  # completions that may wait for their write; beyond, sampling waits for the disk
+_MOST_WAITING = 1000  # completions that may wait to be written; if there are more, sampling waits for the disk
 
 logger = logging.getLogger(__name__)
 
@@ -42,25 +42,25 @@ class StoreError(LMPowerError, RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Everything but prompt and repeat that decides a completion, and so belongs into its key.
+    """Everything that decides a completion besides prompt and repeat, and therefore belongs in its key.
 
-    **What is in a key** is what changes the distribution, or shifts log-probabilities by more than the rounding of one
-    precision: weights, their dtype and the model's configuration, quantisation included (all by the fingerprint); the
-    options of the method; stop strings and EOS tokens; and the dtype of cached keys and values where it is not that of
-    the weights, as under autocast.
+    **A key contains** what changes the distribution, or shifts log-probabilities by more than the rounding of one
+    precision: weights, their dtype and the model's configuration, quantisation included (all of these by the
+    fingerprint); the options of the method; stop strings and EOS tokens; and the dtype of cached keys and values if it
+    is not that of the weights, as under autocast.
 
-    **What is not** changes last bits only: the attention implementation, `torch_compile`, `cuda_graphs`, the number of
-    rows, of GPUs and of processes, the device, versions of libraries. A run that goes on after such a change draws the
-    rest of its completions from the same distribution, up to rounding; they may be others than the first setting
-    would have drawn, as always when the last bits differ.
+    **A key does not contain** what changes last bits only: the attention implementation, `torch_compile`,
+    `cuda_graphs`, the number of rows, GPUs and processes, the device, and the versions of libraries. A run that is
+    resumed after such a change draws its remaining completions from the same distribution, up to rounding. They may
+    differ from those that the first setting would have drawn, as always when the last bits differ.
 
     Attributes:
-        model: "name@fingerprint" (`lm_power.fingerprint`); the fingerprint alone decides.
+        model: "name@fingerprint" (`lm_power.fingerprint`); only the fingerprint counts.
         config: how completions are drawn.
         stop: stop strings.
         eos_ids: tokens that end a completion.
-        engine: what else decides, of the options of what decodes; for our own engine `cache_dtype`, the dtype of keys
-            and values (`HFBackend.cache_dtype`), where it is not that of the weights, and `proposal_weights`, the
+        engine: the decoder's options that decide a completion. For our own engine these are `cache_dtype`, the dtype of
+            keys and values (`HFBackend.cache_dtype`) if it is not that of the weights, and `proposal_weights`, the
             fingerprint of another model that proposes.
     """
 
@@ -76,7 +76,7 @@ class Provenance:
         return {**self.config.relevant_options(), **ends, **self.engine}
 
     def key(self, prompt_ids: Sequence[int], repeat: int) -> str:
-        """32 hex digits that name one completion: equal keys, equal completions."""
+        """32 hex digits that name one completion; equal keys mean equal completions."""
         decides = [FORMAT, Identity.parse(self.model).key, self.options(), list(prompt_ids), repeat]
         text = json.dumps(decides, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -85,19 +85,19 @@ class Provenance:
 class CompletionStore:
     """A folder of append-only `*.jsonl` files, one per process; open it with `with`.
 
-    A thread of its own writes each completion as a line as soon as it is finished, so that decoding does not wait
-    for the disk: what is killed loses at most the completions that were not yet written. It writes under a lock of
-    the folder and after a look at what other processes have added: no key is ever written twice. Whoever holds the
-    lock knows that nobody is in the middle of a line; one that is not whole then is what a killed process left,
-    and is cut off. In memory are the keys, and where in which file their lines begin.
+    A separate thread writes each completion as a line as soon as it is finished, so that decoding does not wait for the
+    disk. A process that is killed loses at most the completions that were not yet written. The thread holds a lock on
+    the folder while it writes, and first looks at what other processes have added, so that no key is ever written
+    twice. While it holds the lock, nobody else is in the middle of a line; an incomplete line was therefore left by a
+    killed process, and is cut off. Only the keys are kept in memory, with the places where their lines begin.
 
     Args:
-        folder: made if missing.
-        model: "name@fingerprint" of the model whose completions go in.
+        folder: is made if it is missing.
+        model: "name@fingerprint" of the model whose completions are stored.
 
     Raises:
-        StoreError: the folder cannot be written, holds another model's completions, a line is damaged, or a
-            newer version wrote it. No file of the store is changed then.
+        StoreError: the folder cannot be written, holds another model's completions, a line is damaged, or a newer
+            version wrote it. It is raised before any file of the store is changed.
     """
 
     def __init__(self, folder: str | Path, model: str) -> None:
@@ -126,7 +126,7 @@ class CompletionStore:
         return len(self._places)
 
     def get(self, key: str) -> Completion | None:
-        """The stored completion of that key, if there is one; read from its file.
+        """The stored completion of that key, read from its file; None if there is none.
 
         Raises:
             StoreError: the line is gone or has changed since it was first seen, or an earlier write failed.
@@ -149,12 +149,13 @@ class CompletionStore:
     def add(
         self, prompt: str, prompt_ids: Sequence[int], repeat: int, source: Provenance, completion: Completion
     ) -> None:
-        """Have one completion appended; a key that is there already, from whichever process, is left as it is.
+        """Queue one completion to be appended; a key that any process has already stored is left as it is.
 
-        Returns before it is written. A write that fails is reported by the next `add`, `get`, `flush` or `close`.
+        This returns before the completion is written. The next `add`, `get`, `flush` or `close` reports a failed write.
 
         Raises:
-            StoreError: an earlier line could not be written (a full disk, say); those before it are whole.
+            StoreError: an earlier line could not be written, for example because the disk is full; the lines before it
+                are complete.
         """
         while self._writes and (self._writes[0].done() or len(self._writes) >= _MOST_WAITING):
             self._writes.popleft().result()
@@ -162,7 +163,7 @@ class CompletionStore:
         self._writes.append(self._writer.submit(self._write, prompt, ids, repeat, source, completion))
 
     def flush(self) -> None:
-        """Wait until all that was added is written.
+        """Wait until everything that was added is written.
 
         Raises:
             StoreError: as `add`.
@@ -171,7 +172,7 @@ class CompletionStore:
             self._writes.popleft().result()
 
     def close(self) -> None:
-        """Write what still waits, and close this process's file.
+        """Write what is still queued, and close this process's file.
 
         Raises:
             StoreError: as `add`.
@@ -189,7 +190,7 @@ class CompletionStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; where an error is under way, writes that fail as well are logged and do not take its place."""
+        """Close. If an error is already under way, failed writes are logged and do not replace it."""
         try:
             self.close()
         except StoreError as failure:
@@ -225,7 +226,7 @@ class CompletionStore:
             ) from error
 
     def _read_new(self) -> dict[Path, int]:
-        """Take note of what the files have gained since the last look; bytes of the torn last lines, by file."""
+        """Index what the files have gained since the last look, and return the bytes of torn last lines, by file."""
         torn = {}
         for path in _files(self.folder):
             begin = self._read_up_to.get(path, _Place(path, 0, 1))
@@ -252,7 +253,7 @@ class CompletionStore:
             written = 0
             while written < len(line):
                 written += self._file.write(line[written:])
-        except BaseException:  # where the process lives on, the next line must begin a line
+        except BaseException:  # if the process lives on, its next record must begin a new line
             self._file.truncate(place.start)
             self._file.seek(place.start)
             raise
@@ -268,7 +269,7 @@ class CompletionStore:
 
 
 def read_store(folder: str | Path) -> Iterator[Record]:
-    """The lines of a store, file by file, each key once; for reading only, also while a run goes on.
+    """The lines of a store, file by file, each key once; read-only, and allowed while a run is writing.
 
     Args:
         folder: of the store.
@@ -285,7 +286,7 @@ def read_store(folder: str | Path) -> Iterator[Record]:
 
 
 def read_store_file(path: str | Path) -> Iterator[Record]:
-    """The lines of one file of a store, the k-th that is yielded being line k of the file; as `read_store`."""
+    """The lines of one file of a store, as `read_store`; the k-th that is yielded is line k of the file."""
     lines = _Lines(_Place(Path(path), 0, 1))
     for _, record in lines:
         yield record
@@ -294,7 +295,7 @@ def read_store_file(path: str | Path) -> Iterator[Record]:
 
 
 class _Place(NamedTuple):
-    """Where a line begins: byte `start` of a file, which is the begin of its line number `line`, from 1."""
+    """Where a line begins: at byte `start` of a file, as its line number `line`, counted from 1."""
 
     path: Path
     start: int
@@ -302,11 +303,11 @@ class _Place(NamedTuple):
 
 
 class _Lines:
-    """The whole lines of a file from a place on, one in memory at a time.
+    """The complete lines of a file from a place on, one in memory at a time.
 
     Attributes:
-        end: behind the last whole line read so far.
-        torn: bytes that follow it in the file; known once all lines are read.
+        end: the place after the last complete line read so far.
+        torn: bytes after that place in the file; known once all lines are read.
     """
 
     def __init__(self, begin: _Place) -> None:
@@ -327,7 +328,7 @@ class _Lines:
 
 
 def _parse(line: bytes, where: str) -> Record:
-    """A line's record; raises `StoreError` if it is none, or a newer version's."""
+    """A line's record; raises `StoreError` if it is not a record, or a newer version's."""
     try:
         record = json.loads(line)
         version = int(record["format"])

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from engine.test_halving import Failures, failing
+from engine.test_out_of_memory import Failures, failing
 from models import make_model
 from test_law import EOS_IDS, FALSE_ALARM, FLAT_SEED, LONGEST, completions_of, enumerable, p_value, tiny_model
 from toy import ancestral_law, law_of_schedule, power_law

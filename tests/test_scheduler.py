@@ -54,12 +54,12 @@ class FakeEngine:
         self._at_risk.remove(row)
         self._length[row] = self._asked[row].horizon
 
-    def drawn(self, row: int) -> int:
+    def tokens_decoded(self, row: int) -> int:
         request = self._asked[row]
         return request.horizon - request.keep - self._left.get(row, 0)
 
     def rollback(self, row: int) -> int:
-        drawn = self.drawn(row)
+        drawn = self.tokens_decoded(row)
         self._left.pop(row, None)
         self._at_risk.remove(row)
         return drawn

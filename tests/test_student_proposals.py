@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from engine.test_halving import Failures, failing
+from engine.test_out_of_memory import Failures, failing
 from foreign_adapters import make_adapter
 from harness.tiny_lm import save_model
 from models import make_model, student_of

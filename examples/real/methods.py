@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from commands import POWER, STANDARD, TEMPERATURE, Run, evaluate, parser
 from scores import accuracy, finished, over_problems, self_reward, table, tokens, write
 
+from lm_power.logs.samples import LoggedCompletion
 from lm_power.report import runs as report
-from lm_power.report.runs import Answer
 from lm_power.report.tables import cell_text
 from lm_power.stats.best_of_n import best_of_k, ks, pass_at_k
 from lm_power.stats.means import Estimate
@@ -31,9 +31,13 @@ ONE = [
 ]
 
 
-def best_of(answers: Sequence[Answer], k: int, score: str) -> float:
+def best_of(completions: Sequence[LoggedCompletion], k: int, score: str) -> float:
     """`correct` or `self_reward` of the best of k completions by self-reward."""
-    return best_of_k([answer.self_reward for answer in answers], [getattr(answer, score) for answer in answers], k)
+    return best_of_k(
+        [completion.self_reward for completion in completions],
+        [getattr(completion, score) for completion in completions],
+        k,
+    )
 
 
 def best_rows(title: str, runs: list[report.Run]) -> list[tuple[float, str, Estimate, Estimate]]:
@@ -43,8 +47,8 @@ def best_rows(title: str, runs: list[report.Run]) -> list[tuple[float, str, Esti
         (
             k * cost,
             title if k == 1 else f"best of {k}, {title}",
-            over_problems(runs, lambda answers, k=k: best_of(answers, k, "correct")),
-            over_problems(runs, lambda answers, k=k: best_of(answers, k, "self_reward")),
+            over_problems(runs, lambda completions, k=k: best_of(completions, k, "correct")),
+            over_problems(runs, lambda completions, k=k: best_of(completions, k, "self_reward")),
         )
         for k in ks(runs[0].n)
     ]
@@ -53,10 +57,10 @@ def best_rows(title: str, runs: list[report.Run]) -> list[tuple[float, str, Esti
 def pass_row(title: str, runs: list[report.Run]) -> list[str]:
     """A row of the table of pass@k: k = 1, 2, 4 … and N."""
 
-    def pass_at(answers: Sequence[Answer], k: int) -> float:
-        return pass_at_k(len(answers), sum(answer.correct == 1 for answer in answers), k)
+    def pass_at(completions: Sequence[LoggedCompletion], k: int) -> float:
+        return pass_at_k(len(completions), sum(completion.correct == 1 for completion in completions), k)
 
-    found = [over_problems(runs, lambda answers, k=k: pass_at(answers, k)) for k in ks(runs[0].n)]
+    found = [over_problems(runs, lambda completions, k=k: pass_at(completions, k)) for k in ks(runs[0].n)]
     return [title, *(cell_text(each, 3) for each in found)]
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 
 from commands import Run, results
 
+from lm_power.logs.samples import LoggedCompletion
 from lm_power.report import runs as report
 from lm_power.report.reading import read_runs
-from lm_power.report.runs import Answer
 from lm_power.report.tables import cell_text
 from lm_power.stats.best_of_n import best_of_n
 from lm_power.stats.means import Estimate, estimate, mean
 
-Score = Callable[[Sequence[Answer]], float]
+Score = Callable[[Sequence[LoggedCompletion]], float]
 """A number of a problem, from its completions."""
 
 
@@ -28,30 +28,30 @@ def over_problems(runs: Sequence[report.Run], score: Score) -> Estimate:
 
     Completions of one problem are no independent trials, whatever their seeds: the error knows problems alone.
     """
-    per_seed = [[score(problem.answers) for problem in run.problems] for run in runs]
+    per_seed = [[score(problem.completions) for problem in run.problems] for run in runs]
     found = estimate([mean(values) for values in zip(*per_seed, strict=True)])
     assert found is not None
     return found
 
 
-def accuracy(answers: Sequence[Answer]) -> float:
+def accuracy(completions: Sequence[LoggedCompletion]) -> float:
     """Share of a problem's completions that are right."""
-    return mean([answer.correct for answer in answers])
+    return mean([completion.correct for completion in completions])
 
 
-def self_reward(answers: Sequence[Answer]) -> float:
+def self_reward(completions: Sequence[LoggedCompletion]) -> float:
     """Their mean log p per token, nats."""
-    return mean([answer.self_reward for answer in answers])
+    return mean([completion.self_reward for completion in completions])
 
 
 def best(score: str) -> Score:
     """`correct` or `self_reward` of the completion with the largest self-reward."""
-    return lambda answers: best_of_n([a.self_reward for a in answers], [getattr(a, score) for a in answers])
+    return lambda completions: best_of_n([a.self_reward for a in completions], [getattr(a, score) for a in completions])
 
 
-def tokens(answers: Sequence[Answer]) -> float:
+def tokens(completions: Sequence[LoggedCompletion]) -> float:
     """Tokens decoded for one completion, rejected work included."""
-    return mean([answer.tokens_decoded for answer in answers])
+    return mean([completion.tokens_decoded for completion in completions])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

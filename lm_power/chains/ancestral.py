@@ -48,7 +48,7 @@ class Ancestral(OneLane):
     def next_move(self, state: Path, stream: Stream) -> Move:
         """The whole completion, in one request."""
         uniforms = stream.at(1, 0).random(self.max_new_tokens)
-        # From p itself also where q reaches only a part of the tokens.
+        # At beta = 1 the draw is from p itself, even on an engine whose q cannot reach every token.
         return Move(Request(0, self.max_new_tokens, self.beta, uniforms, explore=self.beta == 1))
 
     def settle(self, state: Path, move: Move, segment: Segment | None) -> tuple[Path, Info]:
@@ -57,5 +57,5 @@ class Ancestral(OneLane):
         return state.spliced(0, segment), Info(kept=True)
 
     def work_left(self, state: Path) -> float:
-        """What the horizon leaves room for; nothing is known before the draw is done."""
+        """The tokens up to the horizon, since nothing about the length is known before the draw is done."""
         return float(self.max_new_tokens - len(state))

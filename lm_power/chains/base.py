@@ -60,13 +60,13 @@ EMPTY_PATH = Path(np.empty(0, np.int64), np.empty(0), np.empty(0))
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """What an algorithm wants to have decoded next in one lane; all its random choices but the tokens are made.
+    """What an algorithm wants to have decoded next in one lane. Every random choice except the tokens is already made.
 
     Attributes:
-        request: what has to be decoded; None where the outcome is known without decoding anything.
+        request: what has to be decoded; None if the outcome is known without decoding anything.
         lane: the lane that decodes it.
-        source: the lane whose settled completion the lane takes over first; None: it goes on from its own. A lane
-            that is the source of others has itself no source in the same round.
+        source: the lane whose settled completion this lane first copies; None: it continues from its own. A lane that
+            others copy from cannot copy from another in the same round.
     """
 
     request: Request | None
@@ -80,10 +80,10 @@ class Step:
 
     Attributes:
         stage: stage k = 1, 2, … of the schedule.
-        cut: the cut i, tokens: what was kept of the completion as it then was.
+        cut: the cut i: how many tokens of the current completion were kept.
         length: the completion's length n before the step, tokens.
-        accepted: the proposal was accepted.
-        changed: the step led to another completion: the proposal was accepted, and differed from the current one.
+        accepted: whether the proposal was accepted.
+        changed: whether the proposal was accepted and differed from the current completion.
     """
 
     stage: int
@@ -98,8 +98,8 @@ class Info:
     """What became of one move.
 
     Attributes:
-        kept: what was decoded is part of the lane's completion from now on; if not, the old completion stands.
-        step: the Metropolis-Hastings step that the move was; None for any other.
+        kept: whether what was decoded becomes part of the lane's completion; if not, the old completion stands.
+        step: the Metropolis-Hastings step, if the move was one; otherwise None.
         log_ratio: log acceptance ratio r of the step, nats; None for a proposal rejected before it was terminal.
     """
 
@@ -114,9 +114,9 @@ class Result:
 
     Attributes:
         path: the completion.
-        diagnostics: numbers of the method's own, such as `log_z` (nats) or `ess`, by name.
-        companions: other completions that it has drawn on the way and that have a meaning of their own: those of the
-            lower rungs of a ladder, in order.
+        diagnostics: the method's own numbers by name, such as `log_z` (nats) or `ess`.
+        companions: other meaningful completions that were drawn along the way, such as those of the lower rungs of a
+            ladder, in order.
     """
 
     path: Path
@@ -128,9 +128,9 @@ class Result:
 class Stream:
     """Random numbers keyed by (seed, prompt, repeat) and addressed by (stage, step, lane).
 
-    A generator of its own for each address, keyed by a hash (Philox, Salmon et al. 2011): what an algorithm draws at an
-    address depends on nothing else, so completions do not depend on batch size, order, other requests
-    or process count.
+    Each address has its own generator, keyed by a hash (Philox, Salmon et al. 2011). What an algorithm draws at an
+    address depends on nothing else, so completions do not depend on the batch size, the order, other requests or the
+    number of processes.
     """
 
     key: bytes
@@ -169,18 +169,18 @@ M = TypeVar("M", bound=Move)
 class Algorithm(Protocol[S]):
     """A way to draw one completion: State in, moves out, segments in, State out. It knows no model and does no I/O.
 
-    A job has one or more **lanes**, each of which holds a completion. The algorithm goes in **rounds**: `propose` makes
-    the moves of a round, at most one per lane; the scheduler has them decoded side by side, wherever there is room;
-    once all have come back, `advance` settles them. A lane that has no part in a round may lose its place in the
-    engine; what it holds is then prefilled again when it is needed.
+    A job has one or more **lanes**, each of which holds a completion. The algorithm works in **rounds**. `propose`
+    makes the moves of a round, at most one per lane. The scheduler has them decoded side by side, wherever there is
+    room. Once all have come back, `advance` settles them. A lane that takes no part in a round may lose its place in
+    the engine; its completion is then prefilled again when it is needed.
 
-    States are immutable, and all that is drawn is a function of the state and the stream alone. So a job can be
-    taken up again from its state at any time, and the completion does not depend on what else is decoded.
+    States are immutable, and everything that is drawn is a function of the state and the stream alone. A job can
+    therefore be resumed from its state at any time, and the completion does not depend on what else is decoded.
 
     Attributes:
-        lanes: completions that a job holds at the same time, at most.
-        rewinds: whether proposals overwrite a completion that may have to be put back (for the plan of memory).
-        measures: what has to be known of each next-token distribution.
+        lanes: the largest number of completions that a job holds at the same time.
+        rewinds: whether a proposal overwrites a completion that may have to be restored (this needs memory).
+        measures: what has to be computed from each next-token distribution.
     """
 
     @property
@@ -207,9 +207,9 @@ class Algorithm(Protocol[S]):
         ...
 
     def if_rejected(self, state: S, moves: Sequence[Any]) -> S | None:
-        """The next state if the round's only move is rejected; None where it cannot be, or where lanes are several.
+        """The next state if the round's only move is rejected; None if it cannot be, or if there are several lanes.
 
-        What is proposed from that state can be decoded ahead.
+        The moves from that state can be decoded ahead.
         """
         ...
 
@@ -218,7 +218,7 @@ class Algorithm(Protocol[S]):
         ...
 
     def work_left(self, state: S) -> float:
-        """Tokens that may still have to be decoded one after another: a guess, to compare jobs by."""
+        """Tokens that may still have to be decoded one after another: an estimate by which jobs are compared."""
         ...
 
     def result(self, state: S) -> Result | None:
@@ -227,7 +227,7 @@ class Algorithm(Protocol[S]):
 
 
 class OneLane:
-    """The part that algorithms of a single lane share: a round is one move.
+    """What algorithms with a single lane share: a round is one move.
 
     A subclass has `next_move`, `settle` and, if something can be decoded ahead, `after_rejection`.
     """

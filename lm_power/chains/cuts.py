@@ -16,7 +16,7 @@ class Cuts(Protocol):
     """A distribution c(i | x) on the positions 0 … n−1 of a completion x, positive everywhere.
 
     Attributes:
-        measures: what it has to know of each next-token distribution.
+        measures: what it needs from each next-token distribution.
     """
 
     @property
@@ -55,13 +55,13 @@ class UniformCuts:
 
 
 class ListedCuts:
-    """Cuts whose probabilities come as one array, and only fall as a completion grows.
+    """Cuts whose probabilities are one array, each of which can only fall as the completion grows.
 
     A subclass has `probabilities`.
     """
 
     def probabilities(self, path: Path, length: int) -> FloatArray:
-        """[length] `c(· | y)` of a completion y of so many tokens, ≤ n + 1, that begins as `path` does."""
+        """[length] `c(· | y)` for a completion y of `length` ≤ n + 1 tokens that begins like `path`."""
         raise NotImplementedError
 
     def draw(self, path: Path, generator: np.random.Generator) -> int:
@@ -74,7 +74,7 @@ class ListedCuts:
         return math.log(self.probabilities(path, len(path))[cut])
 
     def most(self, path: Path, keep: int, cut: int) -> tuple[float, float]:
-        """Its value for the shortest y that there can be, as it only falls while y grows."""
+        """The value for the shortest possible y, since it can only fall as y grows."""
         return 0.0, math.log(self.probabilities(path, keep + 1)[cut])
 
 
@@ -83,13 +83,13 @@ class EntropyCuts(ListedCuts):
     """Cuts where the model becomes less certain, mixed with uniform ones.
 
     `c(i | x) = (1 − s)/n + s·g_i/G(x)`, with `g_i = max(H_i − H_{i−1}, 0)^power`, `H_i` the entropy of p(· | x_<i) in
-    nats, `H_{−1} = 0`, and `G(x) = Σ_{i<n} g_i`; uniform where all g are 0. The scores are those of Zhou et al.
-    (2026, "Entropy-Cut Metropolis-Hastings"). The mixture is ours: without it `c(i | y)` can be 0 where `c(i | x)` is
-    not. `g_i` depends on x_<i alone and G only grows, so that `c(i | y)` only falls while y grows.
+    nats, `H_{−1} = 0`, and `G(x) = Σ_{i<n} g_i`; uniform if all g are 0. The scores are those of Zhou et al. (2026,
+    "Entropy-Cut Metropolis-Hastings"). The mixture is ours: without it `c(i | y)` can be 0 although `c(i | x)` is not.
+    `g_i` depends on x_<i alone and G can only grow, so `c(i | y)` can only fall as y grows.
 
     Attributes:
         share: s, in (0, 1).
-        power: of the rise of entropy, ≥ 0.
+        power: exponent of the rise in entropy, ≥ 0.
     """
 
     share: float = 0.8
@@ -97,10 +97,10 @@ class EntropyCuts(ListedCuts):
     measures = Measures(entropy=True)
 
     def probabilities(self, path: Path, length: int) -> FloatArray:
-        """[length] `(1 − s)/n + s·g_i/G(x)`. Where no score is positive so far, a later one leaves these with less."""
+        """[length] `(1 − s)/n + s·g_i/G(x)`; while no score is positive, `1/n`, which a later score can only lower."""
         assert path.entropy is not None
         rise = np.diff(path.entropy[:length], prepend=0.0)
-        # Rises below the rounding of a float32 sum are none: they would make a cut of noise where entropy is constant.
+        # A rise below the rounding of a float32 sum does not count: where entropy is constant, cuts would follow noise.
         scores: FloatArray = np.where(rise > 1e-5, rise, 0.0) ** self.power
         total = scores.sum()
         scored = scores / total if total > 0 else np.full(length, 1 / length)
@@ -111,8 +111,8 @@ class EntropyCuts(ListedCuts):
 class LastBlockCuts(ListedCuts):
     """Cuts in the last block of a completion, mixed with uniform ones: `(1 − s)/n + s·1[i ≥ n − B]/min(n, B)`.
 
-    With s = 1 everything before the last block would be frozen, and what is sampled would be block-wise temperature,
-    not p^alpha; so s < 1 always.
+    With s = 1 everything before the last block would be frozen, and block-wise temperature would be sampled instead of
+    p^alpha. Therefore s is always below 1.
 
     Attributes:
         share: s, in (0, 1).

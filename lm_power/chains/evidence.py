@@ -1,4 +1,4 @@
-"""What a method tells of Z_alpha = Σ_x p(x)^alpha, and of how far its proposal is from p^alpha."""
+"""Estimates of Z_alpha = Σ_x p(x)^alpha, and of how far a proposal is from p^alpha."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Evidence:
 
     Attributes:
         log_z: nats.
-        error: its standard error, nats; None where it cannot be told.
+        error: its standard error, nats; None if it cannot be estimated.
         log_weight: estimate of E_π[Σ_t w_t], with π ∝ p^alpha and `w_t = alpha·log p − log q`; nats.
     """
 
@@ -31,7 +31,7 @@ class Evidence:
         return self.log_weight - self.log_z
 
     def diagnostics(self) -> dict[str, float]:
-        """The numbers by name; what is not known, or not finite, is left out."""
+        """The numbers by name, without those that are unknown or not finite."""
         numbers = {"log_z": self.log_z, "log_z_error": self.error, "kl_from_proposal": self.kl_from_proposal}
         return {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}
 
@@ -45,9 +45,9 @@ def of_particles(
 
         Var Ẑ / Z² ≈ N/(N − 1) · Σ_e (V_e − 1/N)²,    V_e = Σ of the normalised final weights of e's descendants,
 
-    which without resampling is the sample variance of the weights over N. It is made for multinomial resampling, and
-    rather too large for systematic one; where all particles descend from one it is 1, which says only that the sweep
-    does not know. The error of log Ẑ is that of Ẑ over Z.
+    Without resampling this is the sample variance of the weights divided by N. It is derived for multinomial resampling
+    and somewhat too large for systematic resampling. If all particles descend from one, it is 1, which says only that
+    the sweep cannot tell. The error of log Ẑ is that of Ẑ divided by Z.
 
     Args:
         log_z: log Ẑ, nats.
@@ -63,7 +63,7 @@ def of_particles(
 
 
 def pooled(independent: Sequence[Evidence]) -> Evidence:
-    """The evidence of several independent Ẑ of equal cost: their mean, which is as unbiased as each is."""
+    """The evidence from several independent Ẑ of equal cost: their mean, which is unbiased if each of them is."""
     log_zs = np.array([one.log_z for one in independent])
     total = float(np.logaddexp.reduce(log_zs))
     shares = np.exp(log_zs - total)
@@ -71,7 +71,7 @@ def pooled(independent: Sequence[Evidence]) -> Evidence:
     error: float | None = None
     if len(known) == len(log_zs):
         error = float(np.sqrt(((shares * np.array(known)) ** 2).sum()))
-    elif len(log_zs) > 1:  # of single draws, the error shows in their spread alone
+    elif len(log_zs) > 1:  # single draws have no error of their own: only their spread shows it
         error = relative_error(shares)
     log_weight = float(shares @ np.array([one.log_weight for one in independent]))
     return Evidence(total - math.log(len(log_zs)), error, log_weight)
@@ -83,10 +83,10 @@ def relative_error(values: FloatArray) -> float:
 
 
 def of_tries(tries: int, log_weight: float) -> Evidence:
-    """The evidence of rejection sampling that kept its T-th try, with T geometric of mean 1/Z.
+    """The evidence from rejection sampling that kept its T-th try, where T is geometric with mean 1/Z.
 
-    `−Σ_{j<T} 1/j` has the expectation log Z: `E[Σ_{j<T} 1/j] = Σ_j P(T > j)/j = Σ_j (1 − Z)^j/j = −log Z`. (log of 1/T
-    has not.) And `Σ_{j<T} 1/j²` has the expectation of its variance, Li₂(1 − Z), which is at most π²/6.
+    `−Σ_{j<T} 1/j` is an unbiased estimate of log Z, since `E[Σ_{j<T} 1/j] = Σ_j P(T > j)/j = Σ_j (1 − Z)^j/j = −log Z`;
+    log(1/T) is biased. `Σ_{j<T} 1/j²` is an unbiased estimate of its variance, Li₂(1 − Z), which is at most π²/6.
 
     Args:
         tries: T.
@@ -99,14 +99,14 @@ def of_tries(tries: int, log_weight: float) -> Evidence:
 def mean_of_series(values: Sequence[float]) -> tuple[float, float | None]:
     """The mean of successive values of a chain, and its standard error by the means of about √n batches of √n.
 
-    The error is None below 4 values. It covers what the chain's own correlation adds only so far as it dies off
+    The error is None for fewer than 4 values. It accounts for the chain's autocorrelation only as far as that dies off
     within a batch.
     """
     series = np.array(values)
     size = math.isqrt(len(series))
     if size < 2:
         return float(series.mean()), None
-    # Batches count from the end: what is left over at the start is not used for the error.
+    # Batches are counted from the end; values left over at the start are not used for the error.
     count = len(series) // size
     means = series[len(series) - count * size :].reshape(count, size).mean(axis=1)
     return float(series.mean()), float(means.std(ddof=1) / math.sqrt(count))

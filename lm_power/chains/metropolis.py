@@ -37,12 +37,12 @@ EMPTY_STATE = State(np.empty(0, np.int64), np.empty(0), np.empty(0))
 
 @dataclasses.dataclass(frozen=True)
 class Proposal(Move):
-    """A Metropolis-Hastings proposal. Without a request it is the current completion itself, or cannot be accepted.
+    """A Metropolis-Hastings proposal. Without a request it equals the current completion, or cannot be accepted.
 
     Attributes:
         cut: the cut i, tokens.
         log_uniform: log u of the acceptance test.
-        hopeless: it cannot be accepted, whatever is drawn: the way back does not exist.
+        hopeless: it cannot be accepted, whatever is drawn, because the reverse move is impossible.
     """
 
     cut: int = 0
@@ -54,39 +54,40 @@ class Proposal(Move):
 class BlockwiseMetropolis(OneLane):
     """The schedule of Karan & Du (2025, Algorithm 1) with a step that is exact for variable lengths.
 
-    Stage k = 1, 2, …: unless the completion has ended by EOS or stop, extend it with q to the horizon
-    `L_k = min(k·B, T)`; then N Metropolis-Hastings steps at that horizon. The schedule ends when a stage ends with a
-    completion ended by EOS or stop, or at `L_k = T`. Then come M final steps at the horizon T.
+    Stage k = 1, 2, … extends the completion with q to the horizon `L_k = min(k·B, T)`, unless it has already ended by
+    EOS or a stop string, and then makes N Metropolis-Hastings steps at that horizon. The schedule ends when a stage
+    leaves a completion that has ended by EOS or stop, or at `L_k = T`. Then come M final steps at the horizon T.
 
-    One step, from x of length n: draw a cut i from c(· | x), uniform on {0, …, n−1} by default; keep x_<i and draw a
-    new suffix from q until terminal at the horizon, which gives y of length n'; accept with probability `min(1,
-    exp(r))`.
+    One step, from x of length n: draw a cut i from c(· | x), which is uniform on {0, …, n−1} by default. Keep x_<i and
+    draw a new suffix from q until terminal at the horizon, which gives y of length n'. Accept y with probability
+    `min(1, exp(r))`, with r as in `log_ratio`.
 
     **What is exact.** Each step leaves p^alpha *at its horizon* invariant. With one block (B ≥ T) the completion's
-    distribution tends to p^alpha as N grows. With several blocks it does not, however large N: stage k tends to
-    p^alpha on sequences cut at L_k, where an unfinished prefix counts with p(prefix)^alpha, which is more than all its
-    completions count together; so too few chains finish there, and those that do stop moving. Final steps mend it:
+    distribution tends to p^alpha as N grows. With several blocks it does not, however large N. Stage k tends to p^alpha
+    on sequences cut at L_k, where an unfinished prefix counts with p(prefix)^alpha, which is more than all its
+    completions count together. Too few chains finish there, and those that do stop moving. Final steps correct this:
     with M > 0 the distribution tends to p^alpha as M grows. M = 0 is the paper's schedule.
 
-    Departures from the paper's released code, each needed for a step to leave p^alpha invariant: a proposal may be
-    longer than the current completion; both suffixes are weighed in full; the ratio of cut probabilities
-    enters; random streams are seeded.
+    There are four departures from the paper's released code. Random streams are seeded. The other three are needed for
+    a step to leave p^alpha invariant: a proposal may be longer than the current completion, both suffixes are weighed
+    in full, and the ratio of the cut probabilities enters.
 
-    **Coupled resume** draws the same y from fewer tokens. At t = i, i+1, … keep x_t with probability q(x_t);
-    at the first refusal, at j, draw y_j from q without x_j, and go on freely. For any x, y is a draw from q:
-    `P(y_t = x_t) = q(x_t)`, and `P(y_t = v) = (1 − q(x_t))·q(v)/(1 − q(x_t)) = q(v)` for v ≠ x_t. So the ratio r
-    is what it was, and the tokens before j cancel in it. If nothing is refused, y = x, and nothing is decoded.
+    **Coupled resume** draws the same y from fewer tokens. At t = i, i+1, … it keeps x_t with probability q(x_t). At the
+    first refusal, at j, it draws y_j from q without x_j, and then continues freely. For any x, y is a draw from q:
+    `P(y_t = x_t) = q(x_t)`, and `P(y_t = v) = (1 − q(x_t))·q(v)/(1 − q(x_t)) = q(v)` for v ≠ x_t. The ratio r is
+    therefore the same, and the tokens before j cancel in it. If nothing is refused, y = x, and nothing is decoded.
 
-    **Early rejection** draws u first and stops decoding once r must end below log u. Every token weight is
-    ≤ 0 for 1 ≤ beta ≤ alpha: `w_t = log Z_beta + (alpha − beta)·log p(y_t)`, and `Z_beta = Σ_v p(v)^beta ≤ 1`.
-    And c(i | y) can only fall as y grows. So what r has come to is an upper bound of what it ends at, and a proposal
-    that is stopped would have been rejected: the completions are the same.
+    **Early rejection** draws u first and stops decoding once r is certain to end below log u. Every token weight is
+    ≤ 0 for 1 ≤ beta ≤ alpha, since `w_t = log Z_beta + (alpha − beta)·log p(y_t)` and `Z_beta = Σ_v p(v)^beta ≤ 1`; and
+    c(i | y) can only fall as y grows. The running value of r is thus an upper bound of its final value. A proposal that
+    is stopped would have been rejected, so the completions are the same.
 
-    **Exploring steps**, a share of all, propose from p itself: q = p, `w_t = (alpha − 1)·log p`. They are for
-    decoders whose q cannot produce every token. Such a q alone would sample p^alpha confined to what q reaches; each
-    kernel leaves p^alpha invariant, and with both the chain reaches everything. A step from q whose current suffix has
-    a token that q cannot produce is rejected at once: the way back does not exist. Exploring steps are not coupled:
-    who knows the likeliest tokens alone cannot draw from p without one of them, but by trying again and again.
+    **Exploring steps**, a share of all steps, propose from p itself: q = p, `w_t = (alpha − 1)·log p`. They are for
+    decoders whose q cannot produce every token. With such a q alone the chain would sample p^alpha confined to what q
+    reaches. Each of the two kernels leaves p^alpha invariant, and together they reach everything. A step from q whose
+    current suffix has a token that q cannot produce is rejected at once, because the reverse move is impossible.
+    Exploring steps are not coupled: a decoder that knows only the likeliest tokens could draw from p without one of
+    them only by trying again and again.
 
     Attributes:
         alpha: exponent of the target.
@@ -95,12 +96,12 @@ class BlockwiseMetropolis(OneLane):
         mcmc_steps: N.
         max_new_tokens: T, tokens.
         coupled_resume: draw proposals coupled to the current completion.
-        early_rejection: let the engine stop proposals that cannot be accepted any more.
+        early_rejection: let the engine stop proposals that can no longer be accepted.
         final_steps: M.
         cuts: the distribution of cuts.
         explore: share of the steps that propose from p.
-        foreign: log q comes from another model than log p, so that token weights may be positive. What a proposal has
-            come to is no bound of what it ends at then, and nothing is rejected early.
+        foreign: log q comes from another model than log p, and token weights may be positive. The running value of r is
+            then no bound of its final value, and nothing is rejected early.
     """
 
     alpha: float
@@ -154,7 +155,7 @@ class BlockwiseMetropolis(OneLane):
         return (state.tokens,)
 
     def result(self, state: State) -> Result | None:
-        """The current completion, once the schedule is through."""
+        """The current completion, once the schedule is complete."""
         return Result(state) if state.done else None
 
     def next_move(self, state: State, stream: Stream) -> Move:
@@ -185,7 +186,7 @@ class BlockwiseMetropolis(OneLane):
         bounded = self.early_rejection and not self.foreign
         bound = self.bound(state, keep, cut, log_uniform, explore) if bounded else None
         uniforms = generator.random(horizon - keep)
-        # Also where p draws, log q is that of the chain's q: the next steps from q weigh the new tokens by it.
+        # Even if p draws, log q is recorded under the chain's q, by which later steps from q weigh the new tokens.
         request = Request(keep, horizon, self.beta, uniforms, excluded, bound, explore)
         return Proposal(request, lane, cut=cut, log_uniform=log_uniform)
 
@@ -198,11 +199,11 @@ class BlockwiseMetropolis(OneLane):
         return self._scheduled(after, (state.step or 0) + 1), info
 
     def judge(self, state: State, move: Proposal, segment: Segment | None) -> tuple[State, Info]:
-        """Accept or reject a proposal; the schedule stands still."""
+        """Accept or reject a proposal, without moving on in the schedule."""
         accepted = changed = False
         log_ratio: float | None = None
         after = state
-        if move.request is None or segment is None:  # y = x, which has nothing to gain and nothing to lose
+        if move.request is None or segment is None:  # y = x: accepted, and nothing changes
             accepted, log_ratio = not move.hopeless, -math.inf if move.hopeless else 0.0
         elif segment.finished_by is not None:
             keep = move.request.keep
@@ -221,8 +222,8 @@ class BlockwiseMetropolis(OneLane):
     def work_left(self, state: State) -> float:
         """Half the completion for each step left in this stage; N·(T² − L²)/(4B) for stages after it (Karan & Du).
 
-        Unless it has ended by EOS or stop, a completion is taken to go on to T: the worst that can happen, and
-        what decides how long a batch takes. Final steps cost half the completion each.
+        A completion that has not ended by EOS or stop is assumed to continue to T. That is the worst case, and the
+        worst case decides how long a batch takes. Final steps cost half the completion each.
         """
         if state.stage > self.stages:
             return (self.final_steps - (state.step or 0)) * len(state) / 2
@@ -247,7 +248,7 @@ class BlockwiseMetropolis(OneLane):
     def log_weight(self, log_p: FloatArray, log_q: FloatArray, explore: bool = False) -> float:
         """`Σ_t w_t` with `w_t = alpha·log p_t − log q_t`, nats, or `(alpha − 1)·log p_t` in an exploring step.
 
-        A w_t > 0 counts as 0: only rounding makes one, unless q is another model's.
+        Unless q is another model's, only rounding can make w_t positive, and a positive w_t counts as 0.
         """
         if explore:
             return (self.alpha - 1) * float(log_p.sum())
@@ -281,7 +282,7 @@ class BlockwiseMetropolis(OneLane):
 class PowerInf(BlockwiseMetropolis):
     """The limit alpha → ∞ (Tomihari & Sato 2026, B.2.2): accept iff `log p(y) > log p(x)`.
 
-    Early rejection rests on log p ≤ 0 alone, so beta may be any.
+    Early rejection relies on log p ≤ 0 alone, so any beta is allowed.
     """
 
     def log_ratio(self, current: State, segment: Segment, keep: int, cut: int, explore: bool = False) -> float:
@@ -289,7 +290,7 @@ class PowerInf(BlockwiseMetropolis):
         return float(segment.log_p.sum() - current.log_p[keep:].sum())
 
     def accepts(self, log_ratio: float, log_uniform: float) -> bool:
-        """`r > 0`, whatever the variate."""
+        """Whether `r > 0`; the random number plays no part."""
         return log_ratio > 0
 
     def bound(self, current: State, keep: int, cut: int, log_uniform: float, explore: bool = False) -> Bound:
@@ -306,9 +307,8 @@ def _cuts(config: SamplerConfig) -> Cuts:
 
 
 def _below(value: float) -> float:
-    """A little less than `value`: more than sums of the same float64 numbers in another order can differ by.
+    """A little less than `value`, by more than sums of the same float64 numbers in different orders can differ.
 
-    Over n terms of one sign that is at most n·2⁻⁵³ of the sum, and a sum that is far below the bound anyway
-    need not be exact.
+    For n terms of one sign that is at most n·2⁻⁵³ of the sum. A sum far below the bound need not be exact.
     """
     return value - 1e-9 * (1 + abs(value))

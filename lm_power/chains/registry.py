@@ -17,7 +17,7 @@ from lm_power.chains.tempering import Tempering
 if TYPE_CHECKING:
     from lm_power.config import SamplerConfig
 
-# What leaves every completion as it is, token for token: only the cost changes.
+# Options that change the cost alone: every completion stays the same, token for token.
 COST_ONLY = ("early_rejection",)
 
 
@@ -27,12 +27,13 @@ class Method:
 
     Attributes:
         name: the value of the option `method`.
-        summary: what it does, for `--help` and tables: a phrase.
-        exact: whose distribution it samples, and in which limit: a phrase.
-        options: names of the sampler options that it has, beside those that all methods have.
-        make: the algorithm for a `SamplerConfig`.
-        only_default: those of the options that do nothing but set another's default.
-        foreign: its proposals may come from another model than the target: its algorithm has a field of that name.
+        summary: what it does: a phrase, for `lm-power report`.
+        exact: which distribution it samples, and in which limit: a phrase, for `lm-power report`.
+        options: names of the sampler options that it has, besides those that all methods have.
+        make: makes the algorithm for a `SamplerConfig`.
+        only_default: those of the options that only set the default of another.
+        foreign: whether its proposals may come from another model than the target; if so, its algorithm has a field of
+            that name.
     """
 
     name: str

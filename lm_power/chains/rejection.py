@@ -23,12 +23,12 @@ class TriesExhausted(LMPowerError):
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """How many tries there were, and the completion, once one was kept.
+    """How many tries were made, and the completion, once one was kept.
 
     Attributes:
         tries: so far.
-        path: the completion that was kept; empty before.
-        log_weight_sum: log of the sum, over the tries, of e^{Σw}, or of an upper bound of it where a try was stopped.
+        path: the completion that was kept; empty before that.
+        log_weight_sum: log of the sum of e^{Σw} over the tries; a try that was stopped enters with an upper bound.
     """
 
     tries: int = 0
@@ -38,7 +38,7 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Try(Move):
-    """A draw, and log u of its test."""
+    """A draw from q, and log u for its test."""
 
     log_uniform: float = 0.0
 
@@ -47,17 +47,18 @@ class Try(Move):
 class Rejection(OneLane):
     """Draw y from q, and keep it with probability `exp Σ_t w_t ≤ 1`, `w_t = alpha·log p − log q`; else draw again.
 
-    **What is exact.** What is kept is an exact, independent draw from p^alpha, for any τ in [1/alpha, 1]. A try is kept
-    with probability Z_alpha = Σ_x p(x)^alpha, whatever τ; so the expected number of tries is 1/Z_alpha, and with -log
-    Z_alpha beyond some 7 nats (1,000 tries) another method is the better choice. Log u is drawn first, so a try stops
-    as soon as its weight has fallen below u; the tries that may be needed next are decoded ahead in idle rows.
+    **What is exact.** The completion that is kept is an exact, independent draw from p^alpha, for any τ in [1/alpha,
+    1]. Whatever τ, a try is kept with probability Z_alpha = Σ_x p(x)^alpha, so the expected number of tries is
+    1/Z_alpha. Where -log Z_alpha exceeds about 7 nats (1,000 tries), another method is the better choice. Log u is
+    drawn first, so that a try stops as soon as its weight has fallen below u. Further tries are decoded ahead in idle
+    rows.
 
     Attributes:
         alpha: exponent of the target.
         beta: inverse temperature 1/τ of the proposal, in [1, alpha].
         max_new_tokens: T, tokens.
         max_tries: after so many tries without a completion, `TriesExhausted` is raised.
-        early_rejection: let the engine stop a try that cannot be kept any more.
+        early_rejection: let the engine stop a try that can no longer be kept.
     """
 
     alpha: float
@@ -85,8 +86,9 @@ class Rejection(OneLane):
         if state.tries >= self.max_tries:
             raise TriesExhausted(
                 f"method=rejection: none of max_tries={self.max_tries} tries was kept; log Z_alpha is about "
-                f"{self.log_z(state):.1f} nats or less, so one in about {math.exp(min(-self.log_z(state), 700)):.2g} "
-                "would be; use method=smc or method=power, a smaller alpha, or a larger max_tries"
+                f"{self.log_z(state):.1f} nats or less, so about one try in "
+                f"{math.exp(min(-self.log_z(state), 700)):.2g} is kept; use method=smc or method=power, a smaller "
+                "alpha, or a larger max_tries"
             )
         generator = stream.at(1, state.tries + 1)
         log_uniform = math.log1p(-generator.random())
@@ -113,11 +115,11 @@ class Rejection(OneLane):
         return dataclasses.replace(state, tries=tries) if tries < self.max_tries else None
 
     def log_z(self, state: State) -> float:
-        """Estimate of log Z_alpha from the tries so far, nats: an upper one where tries were stopped early."""
+        """Estimate of log Z_alpha from the tries so far, nats; an upper bound of it if tries were stopped early."""
         return state.log_weight_sum - math.log(state.tries)
 
     def work_left(self, state: State) -> float:
-        """One completion: how many more is not known."""
+        """One completion, since nobody knows how many more tries there will be."""
         return 0.0 if self.result(state) else float(self.max_new_tokens)
 
     def result(self, state: State) -> Result | None:

@@ -22,9 +22,9 @@ class State:
 
     Attributes:
         path: the blocks chosen so far.
-        lane: that holds it.
+        lane: the lane that holds `path`.
         block: blocks chosen.
-        candidates: one path per lane 0 … L−1, `path` and a block more; empty while none are drawn.
+        candidates: one path per lane 0 … L−1, each of them `path` and one block more; empty before they are drawn.
     """
 
     path: Path = EMPTY_PATH
@@ -37,20 +37,21 @@ class State:
 class ScalablePowerSampling:
     """Autoregressive sampling of blocks, weighed by what may follow them (Ji et al. 2026).
 
-    The exact identity: `π(block | prefix) ∝ p(block | prefix)^alpha·ζ(prefix, block)`, where ζ is the sum of
-    p(future)^alpha over all futures, 1 where the block ends the completion. Here L candidate blocks of B tokens are
-    drawn from q; for each unfinished one M rollouts of at most H tokens, from q as well, estimate `log ζ̂ = log mean
-    exp Σ(alpha·log p − log q)`; one candidate is drawn in proportion to `(p^alpha/q)·ζ̂`, and the next block begins.
+    The exact identity is `π(block | prefix) ∝ p(block | prefix)^alpha·ζ(prefix, block)`, where ζ is the sum of
+    p(future)^alpha over all futures, or 1 if the block ends the completion. Here L candidate blocks of B tokens are
+    drawn from q. For each unfinished one, M rollouts of at most H tokens, from q as well, estimate `log ζ̂ = log mean
+    exp Σ(alpha·log p − log q)`. One candidate is drawn in proportion to `(p^alpha/q)·ζ̂`, and the next block begins.
 
-    **It is approximate**, at any practical budget. (a) One of L candidates in proportion to its weight is importance
-    resampling: biased towards q for finite L. (b) Rollouts that are cut at H tokens overestimate ζ, since every further
-    factor Σ_v p(v)^alpha is ≤ 1: unfinished candidates are favoured over finished ones, and completions come out too
-    long. (c) The ratio of estimates ζ̂ is biased for finite M; the jackknife lowers that bias to first order but is not
-    better in every case. The exact method of equal parallelism is `smc` with sweeps.
+    **It is approximate** at any practical budget, for three reasons. (a) Choosing one of L candidates in proportion to
+    its weight is importance resampling, which is biased towards q for finite L. (b) Rollouts that are cut at H tokens
+    overestimate ζ, since every further factor Σ_v p(v)^alpha is ≤ 1. Unfinished candidates are favoured over finished
+    ones, and completions come out too long. (c) The ratio of estimates ζ̂ is biased for finite M. The jackknife removes
+    that bias to first order, but is not better in every case. The exact method of equal parallelism is `smc` with
+    sweeps.
 
-    Departures from the paper: candidates are weighed by p^alpha/q·ζ̂, not by p^alpha·ζ̂, which would count the
-    proposal's own sharpening twice (for candidates from p its limit is p^{alpha+1}·ζ); all candidates are kept, where
-    the paper keeps the likeliest of a larger number, a truncation.
+    There are two departures from the paper. Candidates are weighed by p^alpha/q·ζ̂ and not by p^alpha·ζ̂, which would
+    count the proposal's own sharpening twice (for candidates from p its limit is p^{alpha+1}·ζ). All candidates are
+    kept, whereas the paper keeps the likeliest of a larger number, which truncates.
 
     Attributes:
         alpha: exponent of the target.
@@ -71,7 +72,7 @@ class ScalablePowerSampling:
     block_size: int = 192
     rollout_length: int = 192
     jackknife: bool = True
-    rewinds = False  # a rollout goes on from the end of what its lane holds, and is dropped again
+    rewinds = False  # a rollout continues from the end of what its lane holds, and is then dropped
     measures = Measures()
 
     @classmethod
@@ -99,13 +100,13 @@ class ScalablePowerSampling:
         return State()
 
     def held(self, state: State) -> Sequence[IntArray]:
-        """The candidates where there are some, in the lanes that drew them; else what has been chosen, in all lanes."""
+        """The candidates in the lanes that drew them; before they are drawn, the chosen blocks, in all lanes."""
         if not state.candidates:
             return [state.path.tokens] * self.lanes
         return [state.candidates[lane % self.candidates].tokens for lane in range(self.lanes)]
 
     def propose(self, state: State, stream: Stream) -> Sequence[Move]:
-        """The candidates for the next block, or the rollouts from those that there are."""
+        """Candidates for the next block, or rollouts from the candidates."""
         if not state.candidates:
             start, stop = len(state.path), self._stop(len(state.path), self.block_size)
             source = None if state.block == 0 else state.lane
@@ -131,7 +132,7 @@ class ScalablePowerSampling:
     def advance(
         self, state: State, moves: Sequence[Move], segments: Sequence[Segment | None], stream: Stream
     ) -> tuple[State, Sequence[Info]]:
-        """Take in the candidates; or weigh them by their rollouts, and choose one."""
+        """Record the candidates; or weigh them by their rollouts, and choose one."""
         if not state.candidates:
             drawn = tuple(state.path.spliced(len(state.path), segment) for segment in segments if segment is not None)
             state = dataclasses.replace(state, candidates=drawn)
@@ -166,7 +167,7 @@ class ScalablePowerSampling:
         """Probabilities of the candidates.
 
         With the jackknife, `f* = M·f − (M−1)·mean_s f_{−s}`, where `f_{−s}` leaves out the s-th rollout of every
-        candidate; negative values become 0, and the rest is normalised again. It needs two rollouts or more.
+        candidate. Negative values become 0, and the rest is normalised again. It needs at least two rollouts.
 
         Args:
             log_weights: [L] log (p^alpha/q) of each block, nats.
@@ -190,7 +191,7 @@ class ScalablePowerSampling:
         """Nothing is rejected."""
 
     def work_left(self, state: State) -> float:
-        """Up to the horizon, a block and a rollout at a time."""
+        """The tokens up to the horizon, with a rollout for each block."""
         left = self.max_new_tokens - len(state.path)
         return left * (1 + self.rollout_length / self.block_size)
 

@@ -24,13 +24,13 @@ class State:
     """One completion per rung, and the lane that holds it.
 
     Attributes:
-        rungs: from the lowest exponent to alpha; `log_q` as weighed at the rung.
-        lane: of each rung; swaps exchange lanes, not what they hold.
+        rungs: the completions from the lowest exponent to alpha, with `log_q` as weighed at the rung.
+        lane: the lane of each rung; swaps exchange lanes, not what they hold.
         step: rounds done; None until every rung has its first completion.
-        swaps: accepted between rungs k and k + 1.
-        log_p_sums: Σ of log p(x) at each rung over the rounds of the second half, nats.
-        log_zs: of each of these rounds, `thermodynamic_log_z` of the completions that the rungs held, nats.
-        log_weight_sum: Σ of Σ_t w_t at the highest rung over them, nats.
+        swaps: number of accepted swaps between rungs k and k + 1.
+        log_p_sums: for each rung, Σ of log p(x) over the rounds of the second half, nats.
+        log_zs: for each of these rounds, `thermodynamic_log_z` of the completions that the rungs held, nats.
+        log_weight_sum: Σ over these rounds of Σ_t w_t at the highest rung, nats.
     """
 
     rungs: tuple[Rung, ...]
@@ -46,25 +46,27 @@ class State:
 class Tempering:
     """Parallel tempering on p^{a_1} … p^{a_K}, `1 ≤ a_1 < … < a_K = alpha` (Theodoropoulos et al. 2026, "PPT").
 
-    Every rung has one completion, drawn at first from its own proposal `q_k ∝ p^{a_k}` (per token), all at the one
-    horizon T. A round is one Metropolis-Hastings step in every rung (see `BlockwiseMetropolis`, with one block), then,
-    for k = 1 … K−1 in this order, a swap of the completions of rungs k and k+1 with log acceptance ratio
+    Every rung holds one completion, first drawn from the rung's own token-wise proposal `q_k ∝ p^{a_k}`. All rungs have
+    the same horizon T. A round is one Metropolis-Hastings step in every rung (see `BlockwiseMetropolis`, with one
+    block), and then, for k = 1 … K−1 in this order, a swap of the completions of rungs k and k+1 with log acceptance
+    ratio
 
         (a_{k+1} − a_k)·(log p(x^k) − log p(x^{k+1})),
 
-    log p of the whole completion, EOS included. The rungs share one space of completions, so no length enters. The rung
-    at exponent 1, if there is one beside others, is drawn afresh from p in every round: an exact draw from its target.
-    The result is the completion of the highest rung.
+    where log p is that of the whole completion, EOS included. The rungs share one space of completions, so no length
+    enters. If there are several rungs, the one at exponent 1 is drawn afresh from p in every round, which is an exact
+    draw from its target. The result is the completion of the highest rung.
 
-    Means over rounds (`mean_log_p_k`, `log_z`, `kl_from_proposal`) are over the second half of them: every rung begins
-    at a draw from its q_k, far from p^{a_k}, and the memory of that would be most of the mean. What is left of it in
+    Means over rounds (`mean_log_p_k`, `log_z`, `kl_from_proposal`) are taken over the second half. Every rung starts at
+    a draw from its q_k, far from p^{a_k}, and that start would dominate a mean over all rounds. What remains of it in
     the second half is not part of `log_z_error`.
 
     **What is exact.** A round leaves the product of the p^{a_k} invariant, so the result's distribution tends to
     p^alpha as the rounds grow. With one rung it is `power` with one block, token for token.
 
-    Departures from the paper: cuts are uniform on the completion, with the ratio of the cut probabilities, where the
-    paper's reach past its end and do nothing there; the ladder is geometric, where the paper tunes one for each model.
+    There are two departures from the paper. Cuts are uniform on the completion, with the ratio of the cut
+    probabilities, whereas the paper's cuts reach past its end and do nothing there. The ladder is geometric, whereas
+    the paper tunes one for each model.
 
     Attributes:
         ladder: a_1 … a_K.
@@ -101,7 +103,7 @@ class Tempering:
 
     @property
     def measures(self) -> Measures:
-        """Log Z at every exponent: a completion that is swapped is weighed at its new rung."""
+        """Log Z at every exponent, since a completion that is swapped is weighed at its new rung."""
         return Measures(self.ladder) if self.lanes > 1 else Measures()
 
     def kernel(self, rung: int) -> BlockwiseMetropolis:
@@ -130,7 +132,7 @@ class Tempering:
         return [self._move(state, rung, stream) for rung in range(self.lanes)]
 
     def _move(self, state: State, rung: int, stream: Stream) -> Move:
-        # The highest rung has the addresses that the only rung of a shorter ladder, and `power`, have.
+        # The highest rung uses the same addresses as a ladder's only rung, and as `power`.
         step, lane = 0 if state.step is None else state.step + 1, self.lanes - 1 - rung
         generator = stream.at(1, step, lane)
         if state.step is None or self.redrawn(rung):
@@ -185,15 +187,15 @@ class Tempering:
         """A completion as weighed at a rung: `log q_k = a_k·log p − log Z_{a_k}` of every token."""
         assert path.log_z is not None
         log_q = self.ladder[rung] * path.log_p - path.log_z[:, rung]
-        # Where another rung's q cannot produce a token, this one's cannot either: they share their support.
+        # A token that another rung's q cannot produce is out of reach here too: all rungs share one support.
         log_q[path.log_q == -math.inf] = -math.inf
         return dataclasses.replace(path, log_q=log_q)
 
     def if_rejected(self, state: State, moves: Sequence[Move]) -> None:
-        """A swap may follow whatever the verdicts."""
+        """Never known, since swaps follow whatever is accepted or rejected."""
 
     def work_left(self, state: State) -> float:
-        """Half a completion per round, and the first completion before: rungs go side by side."""
+        """The first completion, and then half a completion per round, since the rungs are decoded side by side."""
         if state.step is None:
             return self.max_new_tokens * (1 + self.steps / 2)
         return (self.steps - state.step) * max(map(len, state.rungs)) / 2
@@ -207,7 +209,7 @@ class Tempering:
             rounds = len(state.log_zs)
             means = [total / rounds for total in state.log_p_sums]
             numbers |= {f"mean_log_p_{k + 1}": mean for k, mean in enumerate(means)}
-            if self.ladder[0] == 1:  # then Z_1 = 1 is where the integral begins
+            if self.ladder[0] == 1:  # the integral begins at Z_1 = 1
                 log_z, error = mean_of_series(state.log_zs)
                 numbers |= Evidence(log_z, error, state.log_weight_sum / rounds).diagnostics()
         *lower, highest = state.rungs
@@ -217,13 +219,13 @@ class Tempering:
 def thermodynamic_log_z(ladder: Sequence[float], mean_log_p: Sequence[float]) -> float:
     """`log Z_alpha = ∫_1^alpha E_{π_a}[log p] da` by the trapezoidal rule in log a, nats.
 
-    With Z_1 = 1, as p is normalised. A ladder of few rungs has an error of its own, beside that of the means, in
-    which the integral is linear.
+    Z_1 = 1, since p is normalised. The integral is linear in the means, whose errors it inherits; a ladder of few rungs
+    adds an error of its own.
 
     Args:
         ladder: 1 = a_1 < … < a_K = alpha.
         mean_log_p: estimates of E_{π_a}[log p], nats, at each.
     """
-    # In log a the integrand a·E[log p] is smoother than E[log p] in a, which falls off as 1/a.
+    # The integrand a·E[log p] is smoother in log a than E[log p] is in a, which falls off as 1/a.
     points = [(math.log(a), a * mean) for a, mean in zip(ladder, mean_log_p, strict=True)]
     return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))

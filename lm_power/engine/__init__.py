@@ -1,4 +1,4 @@
-"""Decodes Requests in a batch as large as its work: KV rows, stop rules, model backend. Knows no MCMC."""
+"""Decodes requests in a batch that is as large as its work: KV rows, stop rules, model backend. It knows no MCMC."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""`attn_implementation="lm_power"`: decode attention that reads each key and value once, and no hidden ones.
+"""`attn_implementation="lm_power"`: decode attention that reads each visible key and value once, and no hidden ones.
 
-Importing this module registers the name with transformers, so that its own option chooses it:
-`from_pretrained(…, attn_implementation="lm_power")`, `model.set_attn_implementation("lm_power")`. One query per row
-over a `RowCache` is answered by `lm_power.engine.attention_kernel` on a GPU, from the spans that
-`lm_power.engine.masks` hands over in place of a mask. Every other call (prefill, log-likelihoods,
-`model.generate`) is transformers' sdpa; or, where a model softens its scores or has sinks, which sdpa cannot,
-`plain_attention`.
+Importing this module registers the name with transformers, so that its own options accept it:
+`from_pretrained(…, attn_implementation="lm_power")`, `model.set_attn_implementation("lm_power")`. On a GPU,
+`lm_power.engine.attention_kernel` computes the attention of one query per row over a `RowCache`, from the spans that
+`lm_power.engine.masks` passes in place of a mask. Every other call (prefill, log-likelihoods, `model.generate`) goes to
+transformers' sdpa, or to `plain_attention` if the model caps its scores or has sinks, which sdpa cannot compute.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from lm_power.engine.masks import SPANS_ATTENTION, are_spans, spans_or_mask, visible_keys
 from lm_power.errors import MissingPackageError
 
-_WITHOUT_EFFECT = {"position_ids", "cache_position"}  # tensors that masks and rotations have used up
+_WITHOUT_EFFECT = {"position_ids", "cache_position"}  # tensors that masks and rotations have already used
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -45,12 +44,12 @@ def attention(
         query: [rows, heads, queries, key_dim].
         key: [rows, kv_heads, keys, key_dim].
         value: [rows, kv_heads, keys, value_dim].
-        attention_mask: spans ([rows, 1, 1, 2] int32), a boolean mask, or None where causality says it all.
+        attention_mask: spans ([rows, 1, 1, 2] int32), a boolean mask, or None if causality is the only mask.
         dropout: probability; 0 with spans.
         scaling: of the scores; default 1/√key_dim.
         softcap: c of c·tanh(score / c) (Gemma 2).
-        s_aux: [heads], a score a head that takes probability and gives no value (GPT-OSS's sinks).
-        others: what else the model has for attention functions.
+        s_aux: [heads], one score per head that takes probability but adds no value (GPT-OSS's sinks).
+        others: whatever else the model passes to attention functions.
 
     Returns:
         [rows, queries, heads, value_dim], and None for the weights.
@@ -64,14 +63,14 @@ def attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
-    # Tensors are what attention computes with (a bias, chosen keys); flags say what a model is to return.
+    # Tensors take part in the computation (a bias, chosen keys); flags only say what a model is to return.
     unknown = [name for name, given in others.items() if isinstance(given, Tensor) and name not in _WITHOUT_EFFECT]
     if dropout:
         unknown.append("dropout")
     if unknown:
         raise NotImplementedError(
             f"attn_implementation={SPANS_ATTENTION!r} does not know {', '.join(unknown)} of {type(module).__name__}; "
-            "load the model with attn_implementation='sdpa', or 'eager' where it has none"
+            "load the model with attn_implementation='sdpa', or with 'eager' if it has no sdpa"
         )
     if spans is None:
         mask = _causal(query, key) if attention_mask is None else attention_mask
@@ -93,7 +92,7 @@ def plain_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scaling · q·k) v over the keys that the mask shows, keys and values not repeated for their groups.
+    """softmax(scaling · q·k) v over the keys that the mask shows, without repeating keys and values for their groups.
 
     Args:
         query: [rows, heads, queries, key_dim], of any float dtype.
@@ -102,10 +101,10 @@ def plain_attention(
         mask: [rows or 1, 1, queries, keys], boolean (True: seen) or added to the scores.
         scaling: of the scores.
         softcap: c of c·tanh(score / c), or None.
-        sinks: [heads], a score a head that takes probability and gives no value; or None.
+        sinks: [heads], one score per head that takes probability but adds no value; or None.
 
     Returns:
-        [rows, queries, heads, value_dim]; of a query that sees nothing (padding), something finite.
+        [rows, queries, heads, value_dim]; some finite value for a query that sees nothing (padding).
     """
     grouped = query.unflatten(1, (key.shape[1], -1))  # [rows, kv_heads, group, queries, key_dim]
     scores = grouped @ key[:, :, None].transpose(-1, -2)
@@ -129,7 +128,7 @@ def _kernel_takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 
 def _causal(query: Tensor, key: Tensor) -> Tensor:
-    """[1, 1, queries, keys]: what no mask means in transformers: all for one query, else from the first key on."""
+    """[1, 1, queries, keys]: what a missing mask means in transformers: one query sees all keys, several are causal."""
     shape = query.shape[2], key.shape[2]
     seen = torch.ones(shape, dtype=torch.bool, device=query.device)
     return (seen if shape[0] == 1 else seen.tril())[None, None]
@@ -140,15 +139,15 @@ def check_kernel(devices: Iterable[torch.device]) -> None:
     if any(device.type == "cuda" for device in devices) and importlib.util.find_spec("triton") is None:
         raise MissingPackageError(
             f"attn_implementation={SPANS_ATTENTION!r} needs Triton on a GPU, and it is not installed: install the "
-            "triton that belongs to this torch, or load the model with attn_implementation='sdpa'"
+            "triton package that matches this torch, or load the model with attn_implementation='sdpa'"
         )
 
 
 def prefer_spans(model: nn.Module) -> None:
-    """Switch a model just loaded, for which nobody named an attention, to `"lm_power"` if that is faster and possible.
+    """Switch a freshly loaded model, for which nobody chose an attention, to `"lm_power"` if that works and is faster.
 
-    That is: all of it on NVIDIA GPUs of compute capability ≥ 8.0, Triton installed, and a decoder whose class
-    takes attention functions from elsewhere. Any other model stays as transformers chose.
+    The conditions are that all of it is on NVIDIA GPUs of compute capability ≥ 8.0, that Triton is installed, and that
+    the decoder's class accepts other attention functions. Any other model keeps what transformers chose.
 
     Args:
         model: transformers causal LM, or a PEFT model around one.
@@ -163,7 +162,7 @@ def prefer_spans(model: nn.Module) -> None:
 
 
 def chosen_instead_of(model: nn.Module) -> str | None:
-    """The attention that a model had before `prefer_spans` chose another; None where it did not."""
+    """The attention that a model had before `prefer_spans` chose another; None if it did not."""
     base: Any = getattr(model, "get_base_model", lambda: model)()
     before: str | None = getattr(base, "lm_power_chose_attention_over", None)
     return before if getattr(base.config, "_attn_implementation", None) == SPANS_ATTENTION else None

@@ -1,10 +1,10 @@
 """Decode attention on the GPU, as two Triton kernels: attend to each split of a row's span, then combine.
 
-One query per row, many keys: the work is reading the keys and values, so each is read once, for all query heads that
-share it, and only inside the row's span. The split of the keys among programs follows Dao, Haziza, Massa & Sizov
-(2023), "Flash-Decoding for long-context inference"; the running softmax, Milakov & Gimelshein (2018), "Online
-normalizer calculation for softmax". Splits begin at multiples of `SPLIT` in the row's own slots: a row's numbers
-depend neither on the other rows nor on how many slots are shown.
+With one query per row and many keys, most of the work is reading the keys and values. Each is therefore read once for
+all query heads that share it, and only inside the row's span. The split of the keys among programs follows Dao, Haziza,
+Massa & Sizov (2023), "Flash-Decoding for long-context inference"; the running softmax follows Milakov & Gimelshein
+(2018), "Online normalizer calculation for softmax". Splits begin at multiples of `SPLIT` in the row's own slots, so a
+row's numbers depend neither on the other rows nor on how many slots are shown.
 """
 
 # The arguments of the kernels are Triton's, which has no types for them and reads annotations as code.
@@ -20,12 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SPLIT = 512  # keys a program, at most
+SPLIT = 512  # largest number of keys per program
 COMBINED = 16  # splits that the second kernel reads at a time
-_TILE_BYTES = 32 << 10  # keys and values a program has in flight, a stage
+_TILE_BYTES = 32 << 10  # keys and values that a program has in flight per stage
 
 
-# Not for `splits`: a kernel compiled anew for 1, or for multiples of 16, would be compiled in the middle of a run.
+# `splits` is not specialised: a kernel that is compiled anew for 1, or for multiples of 16, would compile during a run.
 @triton.jit(do_not_specialize=["splits"])
 def attend_kernel(
     query,  # [rows, heads, 1, KEY_DIM]
@@ -46,16 +46,16 @@ def attend_kernel(
     value_slot,
     splits,
     SOFTCAP: tl.constexpr,
-    GROUP: tl.constexpr,  # query heads a key/value head
+    GROUP: tl.constexpr,  # query heads per key/value head
     GROUP_TILE: tl.constexpr,  # the same and the two below, padded to what `tl.dot` and `tl.arange` take
     KEY_DIM: tl.constexpr,
     KEY_TILE: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     VALUE_TILE: tl.constexpr,
-    BLOCK: tl.constexpr,  # keys a tile; divides SPLIT
+    BLOCK: tl.constexpr,  # keys per tile; divides SPLIT
     SPLIT: tl.constexpr,
 ) -> None:
-    """What the query heads of one key/value head make of one split of a row's span; grid (rows, kv heads, splits)."""
+    """One split of a row's span, for the query heads of one key/value head; grid (rows, kv heads, splits)."""
     row = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
@@ -88,11 +88,11 @@ def attend_kernel(
         slots = start + in_tile
         visible = (slots >= begin) & (slots < end)
         at = slots.to(tl.int64)
-        # Hidden slots read as 0: whatever lies there, NaN even, has no effect.
+        # Hidden slots read as 0, so that what they hold, even NaN, has no effect.
         k = tl.load(keys + at[None, :] * key_slot, mask=visible[None, :] & (in_key < KEY_DIM)[:, None], other=0.0)
         scores = tl.dot(q, k, input_precision="ieee") * scaling
         if SOFTCAP:
-            # tanh by an exponential that cannot overflow.
+            # tanh, computed with an exponential that cannot overflow.
             shrunk = tl.exp(-2 * tl.abs(scores) / softcap)
             scores = tl.where(scores < 0, -softcap, softcap) * (1 - shrunk) / (1 + shrunk)
         scores = tl.where(visible[None, :], scores * 1.4426950408889634, float("-inf"))
@@ -142,7 +142,7 @@ def combine_kernel(
     real = in_value < VALUE_DIM
 
     if SINKS:
-        # One more score for the sum, without a value.
+        # The sink is one more score in the sum, without a value.
         highest = tl.load(sinks + head + tl.arange(0, 1)).to(tl.float32) * 1.4426950408889634
         total = tl.full([1], 1.0, tl.float32)
     else:
@@ -165,7 +165,7 @@ def combine_kernel(
         total = total * fade + tl.sum(sums * shares, 0)
         weighted = weighted * fade + tl.sum(parts * shares[:, None], 0)
         highest = raised
-    # Of an empty span: NaN, with sinks too.
+    # An empty span gives NaN, even with sinks.
     result = tl.where(stop > first, weighted / total, float("nan"))
     at = row.to(tl.int64) * tl.num_programs(1) + head
     tl.store(output + at * VALUE_DIM + in_value, result.to(output.dtype.element_ty), mask=real)
@@ -175,12 +175,12 @@ def tiling(group: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> dict
     """Compile-time sizes of `attend_kernel`, and the warps and stages to compile it with.
 
     Args:
-        group: query heads a key/value head.
-        key_dim: numbers a head of the keys.
-        value_dim: the same of the values.
-        dtype: of the keys and values.
+        group: query heads per key/value head.
+        key_dim: numbers per head of a key.
+        value_dim: numbers per head of a value.
+        dtype: dtype of the keys and values.
     """
-    # `tl.dot` takes tiles of 16 at least, `tl.arange` powers of two.
+    # `tl.dot` takes tiles of at least 16, `tl.arange` powers of two.
     group_tile, key_tile, value_tile = (max(16, triton.next_power_of_2(n)) for n in (group, key_dim, value_dim))
     key_bytes = (key_tile + value_tile) * dtype.itemsize
     block = 64
@@ -200,7 +200,7 @@ def tiling(group: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> dict
     }
 
 
-# An operator of its own to torch.compile, which takes it as it is.
+# torch.compile sees this as one operator and does not look inside.
 @torch.library.custom_op("lm_power::decode_attention", mutates_args=())
 def decode_attention(
     query: Tensor,
@@ -214,18 +214,18 @@ def decode_attention(
     """softmax(scaling · q·k) v over each row's span of keys; see `lm_power.engine.attention.plain_attention`.
 
     Args:
-        query: [rows, heads, 1, key_dim]; float32, bfloat16 or float16, and so the keys and values.
-        key: [rows, kv_heads, slots, key_dim], strided as it likes.
+        query: [rows, heads, 1, key_dim]; float32, bfloat16 or float16, like the keys and values.
+        key: [rows, kv_heads, slots, key_dim], with any strides.
         value: [rows, kv_heads, slots, value_dim].
         spans: [rows, 1, 1, 2] int32: first key that the row's query sees, and one past the last.
         scaling: of the scores.
         softcap: c of c·tanh(score / c), or None.
-        sinks: [heads], a score a head that takes probability and gives no value; or None.
+        sinks: [heads], one score per head that takes probability but adds no value; or None.
 
     Returns:
-        [rows, 1, heads, value_dim], contiguous; NaN where the span is empty.
+        [rows, 1, heads, value_dim], contiguous; NaN if the span is empty.
     """
-    # Numbers of a head must lie side by side, as they do in the cache.
+    # The numbers of a head must be contiguous, as they are in the cache.
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     spans = spans.to(query.device).contiguous()
     rows, heads, _, key_dim = query.shape

@@ -1,4 +1,4 @@
-"""Runs a Hugging Face causal LM over rows of a `RowCache`, and refuses what it cannot run rightly."""
+"""Runs a Hugging Face causal LM over rows of a `RowCache`, and refuses models that it cannot run correctly."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _SHARING: tuple[type, ...] = (cache_utils.DummyLayer,) if hasattr(cache_utils, "
 
 
 class UnsupportedModelError(LMPowerError, ValueError):
-    """The engine cannot serve this model rightly; the message says why and what can be done."""
+    """The engine cannot serve this model correctly; the message says why and what can be done."""
 
 
 class NextLogits(NamedTuple):
-    """[rows, vocabulary] each: what p and what the proposal q are computed from. For one model, the same tensor."""
+    """[rows, vocabulary] logits of the target p and of the proposal q; the same tensor if there is one model."""
 
     target: Tensor
     proposal: Tensor
@@ -54,15 +54,15 @@ class HFBackend:
         verify: decode a few ragged rows and compare with a full forward pass (recommended: it catches
             architectures whose cache works in a way not foreseen here).
         cuda_graphs: on CUDA, record a decode step as a CUDA graph and replay it.
-        torch_compile: compile the model's forward for decode steps (minutes, once; what it gains is to be measured).
+        torch_compile: compile the model's forward for decode steps, which takes minutes, once. Its gain is unmeasured.
 
     Attributes:
-        foreign: q is another model's than p; see `lm_power.engine.paired`.
-        reads_spans: the attention reads each row's visible positions only, however many it is shown.
-        replays: decode steps are recorded and replayed.
-        compiles_draw: where they are, the draw is compiled.
-        cache_dtype: of cached keys and values, "float32" say; None where it is that of the
-            embedding's weights, as it is unless the model computes in another dtype than it is stored in.
+        foreign: whether q is another model's than p; see `lm_power.engine.paired`.
+        reads_spans: whether the attention reads each row's visible positions only, however many it is shown.
+        replays: whether decode steps are recorded and replayed.
+        compiles_draw: whether the draw is compiled when decode steps are recorded.
+        cache_dtype: dtype of cached keys and values, such as "float32"; None if it is that of the embedding's weights,
+            which is the case unless the model computes in another dtype than it is stored in.
 
     Raises:
         UnsupportedModelError: encoder-decoder; recurrent, convolutional or otherwise unknown cache;
@@ -76,7 +76,7 @@ class HFBackend:
         self, model: PreTrainedModel, verify: bool = True, cuda_graphs: bool = True, torch_compile: bool = False
     ) -> None:
         self.model = model
-        # Decode steps have one shape an engine. Prompts have many: for them the model stays as it is.
+        # Decode steps have few shapes. Prompts have many, so the model is not compiled for them.
         self._decoder: Callable[..., Any] = torch.compile(model) if torch_compile else model
         base: Any = getattr(model, "get_base_model", lambda: model)()
         self.config = base.config.get_text_config()
@@ -128,7 +128,7 @@ class HFBackend:
         return (self,)
 
     def _can_be_recorded(self) -> bool:
-        """Whether a decode step can be a CUDA graph; on CUDA, tells why not."""
+        """Whether a decode step can be a CUDA graph; on CUDA, a warning says why not."""
         if self.input_device.type != "cuda":
             return False
         reasons = []
@@ -162,7 +162,7 @@ class HFBackend:
 
     @torch.inference_mode()
     def decode(self, cache: RowCache, tokens: Tensor, positions: Tensor, slots: Tensor, length: int) -> NextLogits:
-        """`forward` for one token in each of the first rows, by the compiled model where there is one."""
+        """`forward` for one token in each of the first rows, by the compiled model if there is one."""
         cache.look_at(0, positions, slots, length)
         logits = self.logits(cache, tokens, positions, self._decoder)
         return NextLogits(logits, logits)
@@ -170,7 +170,7 @@ class HFBackend:
     def logits(
         self, cache: CacheLayers, tokens: Tensor, positions: Tensor, model: Callable[..., Any] | None = None
     ) -> Tensor:
-        """As `forward`, over the rows that the cache looks at; `model` runs in place of the model as it was given."""
+        """As `forward`, over the rows that the cache looks at; `model` is the model itself or its compiled form."""
         run = self.model if model is None else model
         output = run(input_ids=tokens, position_ids=positions, past_key_values=cache, **self._options)
         logits: Tensor = output.logits[:, -1]
@@ -205,12 +205,12 @@ class HFBackend:
     def _refused(self, why: str) -> UnsupportedModelError:
         return UnsupportedModelError(
             f"{self.name} ({self.config.model_type}) cannot be rewound: {why}. The engine needs a key and a "
-            "value a token in every layer; recurrent, convolutional and hybrid caches (Mamba, RWKV, Jamba …) "
+            "value per token in every layer; recurrent, convolutional and hybrid caches (Mamba, RWKV, Jamba …) "
             "have none. Use a transformer with attention layers only"
         )
 
     def _ropes(self) -> list[dict[str, Any]]:
-        """The rotary embedding's settings, those of single layer types after those of all."""
+        """The rotary embedding's settings: those for all layers, then those of single layer types."""
         ropes = getattr(self.config, "rope_parameters", None) or {}
         return [ropes, *(part for part in ropes.values() if isinstance(part, dict))]
 
@@ -219,7 +219,7 @@ class HFBackend:
         return "; it may run when loaded with attn_implementation='sdpa' or 'eager'" if self.reads_spans else ""
 
     def _max_positions(self) -> int | None:
-        """Positions up to which the model's law does not depend on what else is in the batch, or None."""
+        """Positions up to which the model's distribution does not depend on what else is in the batch, or None."""
         limit = getattr(self.config, "max_position_embeddings", None)
         for rope in self._ropes():
             kind = rope.get("rope_type", rope.get("type"))
@@ -229,7 +229,7 @@ class HFBackend:
                     "with another rope_scaling"
                 )
             if kind == "longrope":
-                # Past the original window transformers switches all rows of a batch to other angles.
+                # Beyond the original window transformers switches all rows of a batch to other angles.
                 original = rope.get("original_max_position_embeddings") or getattr(
                     self.config, "original_max_position_embeddings", None
                 )
@@ -237,11 +237,11 @@ class HFBackend:
         return limit
 
     def _verify(self) -> None:
-        """Compare decoding in rows with full forward passes, also where a sliding window has left tokens behind.
+        """Compare decoding in rows with full forward passes, including tokens that a sliding window has left behind.
 
-        Real windows have thousands of tokens, too many to read at each start. So the window is narrowed for a second
-        comparison, in the configuration, from which both ways make their masks. A model that keeps its window elsewhere
-        gives the same logits then; its own window is spanned if it is short.
+        Real windows have thousands of tokens, too many to read at every start. The window is therefore narrowed for a
+        second comparison, in the configuration from which both ways make their masks. A model that keeps its window
+        elsewhere gives unchanged logits; if its own window is short, a longer sequence is decoded instead.
         """
         plain = self._compare(_VERIFIED)
         windows = self._windows()
@@ -262,7 +262,7 @@ class HFBackend:
             self._compare(longest)
         elif "sliding_attention" in (getattr(self.config, "layer_types", None) or ()):
             window = max(windows.values())
-            logger.warning("%s: that its sliding window of %d tokens is kept could not be checked", self.name, window)
+            logger.warning("%s: whether it respects its window of %d tokens could not be checked", self.name, window)
 
     def _windows(self) -> dict[str, int]:
         """The window lengths, tokens, that the configuration sets, by name."""
@@ -310,7 +310,7 @@ class HFBackend:
         if worst > tolerance:
             raise UnsupportedModelError(
                 f"{self.name} ({self.config.model_type}): decoding in rows differs from a full forward pass by "
-                f"{worst:.3g} nats (tolerance {tolerance:.3g}); its cache or masks work in a way the engine does "
-                f"not know, and its samples would be wrong{self._other_attention()}"
+                f"{worst:.3g} nats (tolerance {tolerance:.3g}); its cache or masks work in a way that the engine does "
+                f"not support, and its samples would be wrong{self._other_attention()}"
             )
         return reference[0][-1]

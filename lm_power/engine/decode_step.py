@@ -1,4 +1,4 @@
-"""One token in every busy row, as a function of tensors that stay where they are: what a CUDA graph can hold."""
+"""One token in every busy row, as a function of tensors at fixed addresses, so that a CUDA graph can record it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ NO_MEASURES = Measures()
 
 @dataclasses.dataclass(frozen=True)
 class RowState:
-    """What the device knows of the rows: lines of one [fields, rows] float64 tensor, exact for ids and lengths.
+    """The state of the rows on the device, as lines of one [fields, rows] float64 tensor, exact for ids and lengths.
 
     Attributes:
         busy: 1 or 0.
         prompt: tokens of the prompt.
         length: tokens of the completion so far.
-        feed: the token that the model reads next: the completion's last, or the prompt's.
+        feed: the token that the model reads next: the last one of the completion, or of the prompt.
         horizon, beta: as in `Request`.
         excluded: the token that the next draw excludes, or `NO_TOKEN`.
         log_p, log_q, log_length, value: as in `Bound`.
@@ -61,27 +61,27 @@ class Status(enum.IntEnum):
 
     IDLE = 0
     RUNNING = 1
-    PAUSED = 2  # at an EOS id, the horizon, or a token that could complete a stop string: the host decides
+    PAUSED = 2  # at an EOS id, the horizon, or a token that could complete a stop string, for the host to decide
     BELOW = 3  # paused, because it fell below its bound
 
 
 class DecodeStep:
     """Draws one token in every busy row, and pauses the rows that may have ended.
 
-    A step runs on the rows in the first places of the cache, as many as it is told to; the state of a row lies at the
-    row's place, and moves with it.
+    A step runs on the first `width` places of the cache. The state of a row is stored at the row's place, and moves
+    with it.
 
-    All that a step reads and writes is on the device: the rows' state, their uniforms, the keys and values. The host
-    posts changes to single rows, which the next launch takes in, and reads results when it likes: it may launch a
-    step before it has read the last one. Nothing in a step depends on Python values that change, or asks
-    the device for one, so that the whole can be recorded and replayed.
+    Everything that a step reads and writes is on the device: the rows' state, their uniforms, the keys and values. The
+    host posts changes to single rows, which the next launch applies. It may launch a step before it has read the result
+    of the last one. Nothing in a step depends on Python values that change, or asks the device for a value, so the
+    whole step can be recorded and replayed.
 
     Args:
-        backend: runs the model, or two of them, of which one proposes.
+        backend: runs the model, or two of them if another model proposes.
         cache: keys and values of the rows.
         max_new_tokens: longest completion, tokens.
         pauses: [vocabulary] bool, tokens that may end a completion.
-        measures: what else is to be known of each next-token distribution.
+        measures: what else to compute from each next-token distribution.
     """
 
     def __init__(
@@ -96,13 +96,13 @@ class DecodeStep:
         self.device = backend.input_device
         self._table = torch.zeros((FIELDS, cache.rows), dtype=torch.float64, device=self.device)
         self._busy = self._table[0]
-        # One column more than can be drawn: where a row that has reached the longest length looks while it idles.
+        # One more column than can be drawn: an idle row of the longest length still reads a uniform there.
         self._uniforms = torch.zeros((cache.rows, max_new_tokens + 1), dtype=torch.float64, device=self.device)
         self._pauses = torch.from_numpy(pauses).to(self.device)
         self.measures = measures
         extra = len(measures.exponents) + measures.entropy
         self._result = torch.zeros((4 + extra, cache.rows), dtype=torch.float64, device=self.device)
-        # What the next launch takes in: columns of the table, with the rows' uniforms, and rows to go on with.
+        # What the next launch applies: columns of the table, with the rows' uniforms, and rows to resume.
         self._posted: dict[int, tuple[float, ...]] = {}
         self._posted_uniforms = np.zeros(self._uniforms.shape)
         self._resumed: set[int] = set()
@@ -113,15 +113,15 @@ class DecodeStep:
         self._graphs: CudaGraphs | None = None
         if backend.replays:
             if backend.compiles_draw:
-                self._draw = torch.compile(draw_next, fullgraph=True)  # anew for a second number of rows; then for any
+                self._draw = torch.compile(draw_next, fullgraph=True)  # recompiles for a second width, then fits all
             self._graphs = CudaGraphs(self.device)
 
     def begin(self, row: int, prompt: int, feed: int, request: Request) -> None:
         """From the next launch on, decode a request in a row.
 
         Args:
-            row: the row, whose slots hold the prompt and the tokens that the request keeps.
-            prompt: tokens of the prompt.
+            row: the row; its slots hold the prompt and the tokens that the request keeps.
+            prompt: number of tokens of the prompt.
             feed: the token before the one to draw.
             request: what to decode.
         """
@@ -132,7 +132,7 @@ class DecodeStep:
         self._posted_uniforms[row, request.keep : request.horizon] = request.uniforms
 
     def resume(self, row: int) -> None:
-        """Go on with a paused row at the next launch."""
+        """Resume a paused row at the next launch."""
         self._resumed.add(row)
 
     def stop(self, row: int) -> None:
@@ -140,7 +140,7 @@ class DecodeStep:
         self._post(row, (0,) * FIELDS)
 
     def swap(self, row: int, other: int, length: int) -> None:
-        """Let two rows change places from the next launch on, with their first `length` slots of the cache."""
+        """Let two rows change places from the next launch on, together with their first `length` slots of the cache."""
         places = self.cache.places[[row, other]]
         here, there = send(places, self.device), send(places[::-1].copy(), self.device)
         self._table.index_copy_(1, here, self._table[:, there])
@@ -172,9 +172,9 @@ class DecodeStep:
         self._results.append((Fetch(self._result), rows, places[rows]))
 
     def collect(self) -> NDArray[np.float64]:
-        """[4 + measures, rows] of the oldest launch not read: token, log p, log q, `Status`; `measure_next`.
+        """[4 + measures, rows] from the oldest unread launch: token, log p, log q, `Status`, then `measure_next`.
 
-        Zeros, and so the status IDLE, for the rows that took no part.
+        Rows that took no part have zeros, and therefore the status IDLE.
         """
         fetched, rows, places = self._results.popleft()
         values = np.zeros((len(self._result), self.cache.rows))
@@ -190,7 +190,7 @@ class DecodeStep:
         state = RowState(*self._table[:, :width].unbind())
         result = self._result[:, :width]
         busy = state.busy > 0
-        # An idle row sits at position 0, where it sees one finite key, and writes to the trash slot.
+        # An idle row is put at position 0, where it sees one finite key, and writes to the trash slot.
         positions = ((state.prompt + state.length - 1) * state.busy).long()
         slots = torch.where(busy, positions, self.cache.trash)
         feed = (state.feed * state.busy).long()
@@ -202,7 +202,7 @@ class DecodeStep:
             drawn = dataclasses.replace(drawn, log_p=log_probability_of(drawn.tokens, logits.target))
         tokens = drawn.tokens.to(self.device)
         log_p, log_q = (part.to(self.device, torch.float64) for part in (drawn.log_p, drawn.log_q))
-        state.excluded.fill_(NO_TOKEN)  # it holds for a request's first token alone
+        state.excluded.fill_(NO_TOKEN)  # it applies to a request's first token only
         state.feed.copy_(torch.where(busy, tokens, state.feed))
         state.length.add_(state.busy)
         gain = (state.log_p * log_p + state.log_q * log_q).clamp_(max=0)

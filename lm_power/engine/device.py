@@ -1,4 +1,4 @@
-"""Where a model goes if nobody says where."""
+"""The device for a model if the user names none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decode loop: rows at positions of their own, stepped together, rewound and restored one by one."""
+"""The decode loop: rows at different positions, which are stepped together and rewound and restored one by one."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Counters:
 
     Attributes:
         decoded: tokens drawn.
-        prefilled: tokens of prompts, and of completions that were loaded, run through the model.
+        prefilled: tokens of prompts and of loaded completions that were run through the model.
         steps: forward passes over the rows whose results have been read.
-        attended: positions that the busy rows' queries saw, summed over the steps: whose keys and values a step
-            has to read.
-        row_steps: rows of the batch, idle ones among them, summed over the steps.
-        moves: rows that changed their place, so that the busy ones lie together.
+        attended: positions that the busy rows' queries saw, summed over the steps; a step has to read their keys and
+            values.
+        row_steps: rows of the batch, idle ones included, summed over the steps.
+        moves: rows that changed their place so that the busy ones lie together.
     """
 
     decoded: int = 0
@@ -42,50 +42,50 @@ class Counters:
 
 
 class Engine:
-    """Decodes one `Request` a row, all rows in one forward pass a token.
+    """Decodes one `Request` per row, with one forward pass over all rows per token.
 
     A row holds a prompt and a completion. `submit` rewinds it to the request's prefix and saves what may be
-    overwritten; `step` draws one token in every busy row and hands back the segments that have ended;
-    `commit` keeps a row's new segment, `rollback` puts the old completion back; `copy` copies a completion to an idle
-    row, so that several proposals can be decoded side by side. Nothing is prefilled after the prompt, but for a
-    completion that `load` takes over from an engine that ran out of memory.
+    overwritten. `step` draws one token in every busy row and returns the segments that have ended. `commit` keeps a
+    row's new segment, and `rollback` restores the old completion. `copy` copies a completion to an idle row, so that
+    several proposals can be decoded side by side. Only prompts are prefilled, and completions that `load` takes over
+    from an engine that ran out of memory.
 
-    A step runs on as many rows as are busy, rounded up to one of a few widths (see `Widths`). An idle row within the
-    width runs along, writing to a trash slot. With `batch_shape="fixed"` all rows always take part,
-    so that the shapes of matrix products, and with them the last bits of a row's numbers, do not depend on how many
-    other rows are busy.
+    A step runs on as many rows as are busy, rounded up to one of a few widths (see `Widths`). Idle rows within the
+    width take part too, and write to a trash slot. With `batch_shape="fixed"` all rows always take part, so that the
+    shapes of matrix products, and with them the last bits of a row's numbers, do not depend on how many other rows are
+    busy.
 
-    On a GPU a step is launched before the result of the one before it is read, so that the GPU computes while the host
-    settles and makes moves. A row that may have ended is paused by the step itself; what follows a segment
-    begins one step late. What is drawn is the same.
+    On a GPU a step is launched before the result of the previous one is read, so that the GPU computes while the host
+    settles and makes moves. The step itself pauses a row that may have ended, and what follows a segment begins one
+    step late. The tokens that are drawn are the same.
 
     Args:
-        backend: runs the model, or two of them, of which one proposes.
+        backend: runs the model, or two of them if another model proposes.
         rows: rows of the batch.
         prompt_length: longest prompt, tokens.
         max_new_tokens: longest completion, tokens.
         eos_ids: token ids that end a completion.
         stops: stop strings.
-        counters: what to count in; default: counters of its own.
-        measures: what else is to be known of each next-token distribution.
+        counters: counters to add to; default: new ones.
+        measures: what else to compute from each next-token distribution.
         ahead: steps that are launched before a result is read; default: 1 on CUDA, else 0.
-        batch_shape: "shrinking", or "fixed".
+        batch_shape: "shrinking" or "fixed".
 
     Attributes:
-        row_cost: what one more row adds to the time of a step, as a share of what a step takes without rows. A
-            constant for each kind of device, not a measurement of this one, so that what is drawn depends on no clock.
+        row_cost: what one more row adds to the time of a step, as a share of the time of a step without rows. It is a
+            constant for each kind of device, so that what is drawn depends on no clock.
 
     Raises:
-        FloatingPointError: from `step`, where the model's logits are not finite.
+        FloatingPointError: from `step`, if the model's logits are not finite.
     """
 
-    # The attention is shown a multiple of so many slots, so that few shapes occur: on a GPU each is a graph of its own.
+    # The attention is shown a multiple of so many slots, so that few shapes occur: on a GPU each needs its own graph.
     BUCKET, BUCKET_CUDA = 64, 256
     WIDTHS, WIDTHS_CUDA = 4, 2  # widths of the batch for each doubling of the rows
     # Half a billion parameters on two cores: a step of 16 rows takes twice as long as one of none. A GPU has to read
     # the weights for that, whatever the rows, up to some hundreds.
     ROW_COST, ROW_COST_CUDA = 1 / 16, 1 / 256
-    PREFILL_CHUNK = 512  # prompt tokens a forward pass, at most: bounds the memory of a long prompt
+    PREFILL_CHUNK = 512  # largest number of prompt tokens per forward pass, which bounds the memory of a long prompt
 
     def __init__(
         self,
@@ -105,8 +105,8 @@ class Engine:
         on_gpu = backend.input_device.type == "cuda"
         self._ahead = int(on_gpu) if ahead is None else ahead
         self._bucket = self.BUCKET_CUDA if on_gpu else self.BUCKET
-        self._widths: Widths | None = None  # all rows take part in every step, and prompts are read one by one
-        self.row_cost = 0.0  # rows that run along in any case cost nothing
+        self._widths: Widths | None = None  # None: all rows take part in every step, and prompts are read one by one
+        self.row_cost = 0.0  # rows that take part in any case cost nothing more
         if batch_shape == "shrinking":
             self._widths = Widths(rows, self.WIDTHS_CUDA if on_gpu else self.WIDTHS)
             self.row_cost = self.ROW_COST_CUDA if on_gpu else self.ROW_COST
@@ -117,7 +117,7 @@ class Engine:
         self._measures = measures
         self._launched = 0  # steps launched
         self._landed = 0  # steps whose results have been read
-        self._prompts: list[tuple[int, ...]] = [()] * rows  # whose keys and values lie in the row's first slots
+        self._prompts: list[tuple[int, ...]] = [()] * rows  # by row: the prompt that its first slots hold
         self._unread: dict[int, tuple[int, ...]] = {}  # by row: prompts that are still to be prefilled
         # Tokens [keep, length) of the settled completion are saved, in the cache and here.
         self._saved: list[tuple[int, int]] = [(0, 0)] * rows
@@ -129,18 +129,19 @@ class Engine:
         self._log_q = np.zeros((rows, max_new_tokens))
         self._measured = np.zeros((rows, max_new_tokens, len(measures.exponents) + measures.entropy))
         self._prompt_length = np.ones(rows, np.int64)
-        # As far as results have been read; the device may be `ahead` tokens further.
+        # These are as of the last result that was read; the device may be `ahead` tokens further.
         self._busy = np.zeros(rows, dtype=bool)
         self._length = np.zeros(rows, np.int64)  # tokens of the completion
         self._keep = np.zeros(rows, np.int64)
         self._horizon = np.zeros(rows, np.int64)
-        self._since = np.zeros(rows, np.int64)  # the step from which on a row decodes what it was last asked for
+        self._since = np.zeros(rows, np.int64)  # the first step that decodes what the row was last asked for
 
     def load(self, row: int, prompt: Sequence[int], completion: Sequence[int] = ()) -> None:
-        """Make an idle row ready for completions of a prompt, or to go on with one.
+        """Make an idle row ready to decode completions of a prompt, or to continue a completion.
 
-        All but the last token is prefilled, which the next decode step feeds; the prompt's keys and values are
-        copied where a row still holds the same prompt. Prompts are read at the next step, to share passes.
+        All tokens except the last are prefilled, and the next decode step feeds the last. The prompt's keys and values
+        are copied if another row still holds the same prompt. Prompts are read at the next step, so that they share
+        forward passes.
 
         Args:
             row: the row.
@@ -163,7 +164,7 @@ class Engine:
         self._saved[row] = (len(completion), len(completion))
 
     def _read_prompts(self) -> None:
-        """Prefill the prompts that wait, each once: several in a pass, or one by one where the batch shape is fixed."""
+        """Prefill the prompts that wait, each once: several per pass, or one by one if the batch shape is fixed."""
         unread, self._unread = self._unread, {}
         first: dict[tuple[int, ...], int] = {}
         for row, prompt in unread.items():
@@ -192,7 +193,7 @@ class Engine:
     def copy(self, source: int, target: int, keep: int) -> None:
         """Make an idle row ready for a request that keeps `keep` tokens of another row's settled completion.
 
-        The source may be decoding a proposal meanwhile: what that may overwrite is saved.
+        The source may be decoding a proposal at the same time, because what that may overwrite is saved.
         """
         if source in self._unread:
             self._read_prompts()
@@ -214,7 +215,7 @@ class Engine:
         """Rewind a settled row to the request's prefix and let it decode from there.
 
         Raises:
-            ValueError: the request has a bound on the weights of another model's tokens, which can rise again.
+            ValueError: the request has a bound although another model proposes, whose token weights can be positive.
         """
         if self.backend.foreign and request.reject_below is not None and request.reject_below.log_q:
             raise ValueError("early rejection with proposals of another model: token weights may be positive")
@@ -222,8 +223,8 @@ class Engine:
         prompt = int(self._prompt_length[row])
         self._saved[row] = (keep, length)
         if keep < length:
-            # Slots of tokens keep − 1 … length − 2: feeding token keep − 1 again rewrites its own slot, and
-            # the last token's slot is filled only once something is drawn after it.
+            # Saved are the slots of tokens keep − 1 … length − 2: feeding token keep − 1 again rewrites its own slot,
+            # and the last token's slot is filled only when something is drawn after it.
             self._cache.save(row, prompt - 1 + keep, prompt - 1 + length)
             self._saved_history[row, keep + 1 : length + 1] = self._history[row, keep + 1 : length + 1]
         self._length[row] = self._keep[row] = keep
@@ -233,13 +234,13 @@ class Engine:
         self._step.begin(row, prompt, int(self._history[row, keep]), request)
 
     def commit(self, row: int) -> None:
-        """Keep the segment that a row has decoded: it is part of the settled completion from now on."""
+        """Make the segment that a row has decoded part of its settled completion."""
         self._cache.drop(row)
         self._saved[row] = (int(self._length[row]),) * 2
 
     def rollback(self, row: int) -> int:
-        """Give up what a row is decoding, or has decoded, and put back what it held; the tokens given up."""
-        given_up = self.drawn(row)
+        """Drop what a row is decoding or has decoded, and restore what it held; the number of tokens dropped."""
+        given_up = self.tokens_decoded(row)
         if self._busy[row]:
             self._busy[row] = False
             self._step.stop(row)
@@ -251,12 +252,12 @@ class Engine:
         self._saved[row] = (length, length)
         return given_up
 
-    def drawn(self, row: int) -> int:
-        """Tokens drawn for a row's request, as far as results have been read."""
+    def tokens_decoded(self, row: int) -> int:
+        """Tokens decoded for a row's request, as of the last result that was read."""
         return int(self._length[row] - self._keep[row])
 
     def step(self) -> list[tuple[int, Segment]]:
-        """Draw one token in every busy row; the (row, segment) pairs that are seen to have ended."""
+        """Draw one token in every busy row, and return the (row, segment) pairs that are seen to have ended."""
         if self._busy.any():
             self._read_prompts()
             width = self._width()
@@ -268,7 +269,7 @@ class Engine:
         return self._land() if self._landed < self._launched else []
 
     def _width(self) -> int:
-        """Rows of the next step; those that have to lie elsewhere for it are moved."""
+        """The width of the next step; rows that have to change their place for it are moved."""
         if self._widths is None:
             return self.rows
         width, pairs = self._widths.next(self._busy, self._cache.places)
@@ -280,14 +281,14 @@ class Engine:
         return width
 
     def _shown(self) -> int:
-        """Slots that the attention is shown: as many as the longest row may have filled, in whole buckets."""
+        """Slots that the attention is shown: as many as the longest row may have filled, rounded up to a bucket."""
         if self.backend.reads_spans:
             return self._cache.length
         longest = int((self._prompt_length + self._length)[self._busy].max()) + self._launched - self._landed
         return min(-(-longest // self._bucket) * self._bucket, self._cache.length)
 
     def _land(self) -> list[tuple[int, Segment]]:
-        """Take in the oldest result that has not been read."""
+        """Read the oldest unread result, and return the segments that have ended."""
         tokens, log_p, log_q, status, *measured = self._step.collect()
         ran = np.flatnonzero((status != Status.IDLE) & self._busy & (self._since <= self._landed))
         self._landed += 1
@@ -309,7 +310,7 @@ class Engine:
         finished = []
         for row in ran[status[ran] != Status.RUNNING].tolist():
             reason = self._ended_by(row)
-            if reason is None and status[row] != Status.BELOW:  # a token that could have completed a stop string
+            if reason is None and status[row] != Status.BELOW:  # paused at a token that completed no stop string
                 self._step.resume(row)
                 continue
             self._busy[row] = False

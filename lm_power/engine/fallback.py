@@ -1,8 +1,8 @@
-"""Tries at load what may not work on this machine, and goes on without it: the kernel, recorded steps, a compiled draw.
+"""Tries, when a model is loaded, what may not work on this machine: the kernel, recorded steps, the compiled draw.
 
-What lm-power chose by itself and what then fails, or disagrees with the plain way, is switched off with one warning.
-What the user named (`attn_implementation=lm_power`, `cuda_graphs=True`) is not replaced: it fails, and says what else
-to set.
+If something that lm-power chose by itself fails, or disagrees with the plain way, it is switched off with one warning.
+Something that the user chose (`attn_implementation=lm_power`, `cuda_graphs=True`) is never replaced: it fails, and the
+message says what else to set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lm_power.decoding import Request
 from lm_power.engine.attention import chosen_instead_of
 from lm_power.engine.backend import HFBackend
 from lm_power.engine.engine import Engine
-from lm_power.engine.halving import out_of_memory
+from lm_power.engine.out_of_memory import out_of_memory
 from lm_power.engine.paired import AnyBackend, PairedBackend
 from lm_power.engine.stopping import StopStrings
 from lm_power.errors import LMPowerError
@@ -28,7 +28,7 @@ from lm_power.target import Drawn, draw_next, draw_next_at_once
 logger = logging.getLogger(__name__)
 
 REPORT = "Please report this with the output of `lm-power doctor`"
-_ROWS, _PROMPT, _DRAWN = 2, 3, 6  # of the trial: a plain run, a recording and four replays a row
+_ROWS, _PROMPT, _DRAWN = 2, 3, 6  # size of the trial: a plain run, a recording and four replays per row
 
 
 class DisagreementError(LMPowerError, RuntimeError):
@@ -41,13 +41,13 @@ def tried_backend(
     torch_compile: bool = False,
     proposer: PreTrainedModel | None = None,
 ) -> AnyBackend:
-    """A backend of which all that it uses has been tried.
+    """A backend that has tried everything it uses.
 
     Args:
-        model: transformers causal LM, or a PEFT model around one. Where `prefer_spans` chose its attention, and it does
+        model: transformers causal LM, or a PEFT model around one. If `prefer_spans` chose its attention and that does
             not work, the model gets back the attention that it had.
-        cuda_graphs: True: record decode steps on CUDA, and fail where that does not work; False: do not; None: do so
-            where it works.
+        cuda_graphs: True: record decode steps on CUDA, and fail if that does not work. False: do not record them. None:
+            record them if that works.
         torch_compile: as in `HFBackend`.
         proposer: another model, which proposes; see `PairedBackend`.
 
@@ -87,7 +87,8 @@ def _with_an_attention_that_works(model: Any, cuda_graphs: bool | None, torch_co
         try:
             backend = HFBackend(model, **options)
         except Exception:
-            # Not the kernel's fault, or the kernel has taken the GPU with it: the first error says what was wrong.
+            # The kernel was not at fault, or it has broken the GPU as well. Either way the first error says what is
+            # wrong.
             raise error from None
         _warn(
             "attn_implementation=lm_power", _line(error), f"{before}, which is slower", f"attn_implementation={before}"
@@ -96,7 +97,7 @@ def _with_an_attention_that_works(model: Any, cuda_graphs: bool | None, torch_co
 
 
 def failure(trial: Callable[[], object]) -> str | None:
-    """What went wrong in a trial, in one line; None if nothing did. Lack of memory is no failure of what is tried.
+    """What went wrong in a trial, in one line; None if nothing did. Running out of memory does not count as a failure.
 
     Raises:
         Exception: out of memory.
@@ -130,7 +131,7 @@ def try_recorded_steps(backend: AnyBackend) -> None:
 
 
 def _decoded(backend: AnyBackend) -> np.ndarray:
-    """[2, rows, drawn] tokens and log-probabilities of a few requests."""
+    """[2, rows, tokens] the tokens of a few requests, and their log-probabilities."""
     engine = Engine(backend, _ROWS, _PROMPT, _DRAWN, (), StopStrings(None, [], backend.vocabulary))
     found = np.zeros((2, _ROWS, _DRAWN))
     for row in range(_ROWS):
@@ -138,7 +139,7 @@ def _decoded(backend: AnyBackend) -> np.ndarray:
         uniforms = np.random.default_rng(row).random(_DRAWN)
         engine.submit(row, Request(0, _DRAWN, 1.0, uniforms))
     missing = _ROWS
-    for _ in range(_DRAWN + 4):  # a few more, since results may be read late
+    for _ in range(_DRAWN + 4):  # a few more steps, since results may be read late
         for row, segment in engine.step() if missing else ():
             found[:, row] = segment.tokens, segment.log_p
             missing -= 1
@@ -184,5 +185,5 @@ def _line(error: BaseException) -> str:
 
 
 def _warn(what: str, reason: str, instead: str, setting: str) -> None:
-    quiet = f"; {setting} asks for that without a trial" if setting else ""
+    quiet = f"; set {setting} to skip this trial" if setting else ""
     logger.warning("%s does not work here (%s): going on with %s%s. %s", what, reason, instead, quiet, REPORT)

@@ -1,4 +1,4 @@
-"""The KV cache: one slot row a sequence, each with a write position of its own, and copies for rewinding."""
+"""The KV cache: one row of slots per sequence, each with its own write position, and saved copies for rewinding."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class LayerShape:
 
     Attributes:
         heads: key/value heads.
-        key_dim, value_dim: numbers a head.
-        dtype, device: of the stored tensors.
+        key_dim, value_dim: numbers per head.
+        dtype, device: dtype and device of the stored tensors.
     """
 
     heads: int
@@ -37,7 +37,7 @@ class LayerShape:
 
 @dataclasses.dataclass
 class _Window:
-    """What the next forward pass touches: rows [first, last), where it writes, and how far it sees."""
+    """What the next forward pass touches: rows from `first` on, the slots that it writes, and how far it sees."""
 
     first: int
     last: int
@@ -47,13 +47,13 @@ class _Window:
     _written: dict[torch.device, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
 
     def move(self, first: int, positions: Tensor, slots: Tensor, length: int) -> None:
-        """To what `RowCache.look_at` says."""
+        """Set the window as `RowCache.look_at` says."""
         self.first, self.last = first, first + positions.shape[0]
         self.positions, self.slots, self.length = positions, slots, length
         self._written = {}
 
     def written(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """([rows, 1] rows from the first, [rows, queries] slots) that are written; made once, not once per layer."""
+        """The ([rows, 1] places, [rows, queries] slots) that are written; made once, not once per layer."""
         if device not in self._written:
             slots = self.slots.to(device)
             self._written[device] = (torch.arange(slots.shape[0], device=device)[:, None], slots)
@@ -67,7 +67,7 @@ class _RowLayer(CacheLayerMixin):
     keys: Tensor
     values: Tensor
 
-    # The window, not the cache: an object that refers back to its owner is freed late, and a cache is large.
+    # It refers to the window and not to the cache: an object in a reference cycle is freed late, and a cache is large.
     def __init__(self, window: _Window, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.window, self.keys, self.values = window, keys, values
@@ -101,7 +101,7 @@ class _RowLayer(CacheLayerMixin):
 
 
 class CacheLayers(Cache):
-    """Layers of a cache as a model sees them, one for each of its own."""
+    """The layers of a cache as a model sees them, one for each of the model's own layers."""
 
     def __init__(self, window: _Window, layers: Sequence[CacheLayerMixin]) -> None:
         self.window = window
@@ -115,12 +115,11 @@ class CacheLayers(Cache):
 class RowCache(CacheLayers):
     """Preallocated keys and values of `rows` sequences of up to `length` positions.
 
-    A sliding-window layer stores the full length as well; otherwise a row could not be rewound exactly.
-    Position t of a row lies in its slot t. One more slot, `trash`, takes the writes of idle rows; no mask
-    ever shows it.
+    Sliding-window layers store the full length too; otherwise a row could not be rewound exactly. Position t of a row
+    is in its slot t. One extra slot, `trash`, takes the writes of idle rows; no mask ever shows it.
 
-    A row keeps its number, but not its place in the tensors: rows can change places, so that those that are busy lie
-    side by side and a forward pass can leave out the rest.
+    A row keeps its number but not its place in the tensors. Rows can change places, so that the busy ones lie side by
+    side and a forward pass can leave out the others.
 
     Args:
         shapes: one per layer.
@@ -138,18 +137,18 @@ class RowCache(CacheLayers):
         by_shape = defaultdict(list)
         for index, shape in enumerate(shapes):
             by_shape[shape].append(index)
-        # Layers of a shape share one tensor, so that saving a row's tail is one copy, not one per layer.
+        # Layers of one shape share one tensor, so that saving a row's tail takes one copy and not one per layer.
         self._storage: list[Tensor] = []
         layers: dict[int, _RowLayer] = {}
         for shape, indices in by_shape.items():
             pair = [
-                # Zeros, not empty: a hidden slot's NaN times its zero attention weight would be NaN.
+                # Zeros, not uninitialised memory: NaN in a hidden slot times its zero attention weight would be NaN.
                 torch.zeros((len(indices), rows, shape.heads, length + 1, dim), dtype=shape.dtype, device=shape.device)
                 for dim in (shape.key_dim, shape.value_dim)
             ]
             self._storage += pair
             layers |= {index: _RowLayer(window, pair[0][place], pair[1][place]) for place, index in enumerate(indices)}
-        # Views of each place, [layers, heads, slots, dim]: cheaper to cut than the whole at every request.
+        # Views of each place, [layers, heads, slots, dim]; slicing them is cheaper than slicing the whole tensors.
         self._views = list(zip(*(tensor.unbind(1) for tensor in self._storage), strict=True))
         self._saved: dict[int, tuple[int, list[Tensor]]] = {}  # by row: the first slot saved, and what it held
         super().__init__(window, [layers[index] for index in range(len(shapes))])
@@ -166,7 +165,7 @@ class RowCache(CacheLayers):
         self.window.move(first, positions, slots, length)
 
     def part(self, start: int, stop: int) -> CacheLayers:
-        """Layers [start, stop), for a model that shares the rows with others."""
+        """Layers [start, stop), for a model that shares the rows with another."""
         layers: list[Any] = self.layers[start:stop]  # transformers allows for layers of other kinds in a cache
         return CacheLayers(self.window, layers)
 
@@ -183,15 +182,15 @@ class RowCache(CacheLayers):
         return self._views[self.places[row]]
 
     def save(self, row: int, start: int, stop: int) -> None:
-        """Keep a copy of slots [start, stop) of a row, in place of any that is kept of it.
+        """Save a copy of slots [start, stop) of a row, in place of an earlier copy.
 
-        Made when it is needed and as long as it has to be: a second cache beside the first would be empty for the
-        most part.
+        The copy is allocated when it is needed, and no longer than necessary; a second cache beside the first would be
+        mostly empty.
         """
         self._saved[row] = (start, [slots.narrow(2, start, stop - start).clone() for slots in self._of(row)])
 
     def restore(self, row: int) -> None:
-        """Copy what `save` kept of a row back, and drop the copy."""
+        """Copy back what `save` kept of a row, and drop the copy."""
         start, saved = self._saved.pop(row)
         for slots, copy in zip(self._of(row), saved, strict=True):
             slots.narrow(2, start, copy.shape[2]).copy_(copy)

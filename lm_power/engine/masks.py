@@ -1,12 +1,12 @@
-"""Attention masks for rows that stand at positions of their own.
+"""Attention masks for rows at different positions.
 
-transformers lets a model build its own mask for each layer type (full, sliding window) from one query offset
-for the whole batch. Here every row has its own positions: `RowCache.get_query_offset` returns them as a
-[rows, queries] tensor, and the mask functions of `sdpa` and `eager` are taught to broadcast it. Any other
-offset goes to the original function, so nothing changes for models outside the engine.
+transformers lets a model build its own mask for each layer type (full, sliding window) from one query offset for the
+whole batch. Here every row has its own positions: `RowCache.get_query_offset` returns them as a [rows, queries] tensor,
+and the mask functions of `sdpa` and `eager` are wrapped so that they broadcast it. Any other offset goes to the
+original function, so nothing changes for models outside the engine.
 
-`lm_power` (see `lm_power.engine.attention`) gets less than a mask: what one query a row sees is a span of keys, and two
-numbers say it.
+`lm_power` (see `lm_power.engine.attention`) needs less than a mask: one query per row sees a span of keys, which two
+numbers describe.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SUPPORTED_ATTENTION = (*MASKED_ATTENTION, SPANS_ATTENTION)
 
 
 def accept_row_positions() -> None:
-    """Teach transformers' mask functions [rows, queries] query offsets. Calling it again changes nothing."""
+    """Make transformers' mask functions accept [rows, queries] query offsets. Calling it again changes nothing."""
     for name in MASKED_ATTENTION:
         original = ALL_MASK_ATTENTION_FUNCTIONS[name]
         if not hasattr(original, "accepts_row_positions"):
@@ -33,12 +33,12 @@ def accept_row_positions() -> None:
 
 
 def spans_or_mask(*, q_offset: Any = 0, **kwargs: Any) -> Tensor | None:
-    """The mask function of `lm_power`: spans for one query per row at positions of their own, else sdpa's mask.
+    """The mask function of `lm_power`: spans for one query per row at the rows' own positions, else sdpa's mask.
 
     Returns:
-        [rows, 1, 1, 2] int32: the first key that the row's query sees, and one past the last. Equal, so that the
-        attention is NaN and the engine stops, if what it sees has a gap: no mask of transformers' has one for a
-        single query, and looking whether this one has may not wait for the GPU.
+        [rows, 1, 1, 2] int32: the first key that the row's query sees, and one past the last. If the visible keys have
+        a gap, the two are equal, so that the attention is NaN and the engine stops. No mask in transformers has a gap
+        for a single query, and the check must not wait for the GPU.
     """
     if not (isinstance(q_offset, Tensor) and q_offset.ndim == 2):
         return sdpa_mask(q_offset=q_offset, **kwargs)
@@ -59,7 +59,7 @@ def are_spans(mask: Tensor | None) -> bool:
 
 
 def visible_keys(spans: Tensor, length: int) -> Tensor:
-    """[rows, 1, 1, length] boolean mask that says the same as the spans."""
+    """[rows, 1, 1, length] boolean mask that is equivalent to the spans."""
     keys = torch.arange(length, dtype=torch.int32, device=spans.device)
     return (keys >= spans[..., :1]) & (keys < spans[..., 1:])
 
@@ -88,8 +88,8 @@ def _row_mask(
 ) -> Tensor:
     """[rows, 1, queries, kv_length]: True (or 0) where the query at its row's position sees the key.
 
-    `mask_function` compares indices only (causal, sliding window …), so tensors of positions broadcast
-    through it. The engine never pads with a 2D mask; a model that makes one up is not understood here.
+    `mask_function` only compares indices (causal, sliding window …), so tensors of positions broadcast through it. The
+    engine never pads with a 2D mask, and a model that makes one itself is not supported.
     """
     if attention_mask is not None:
         raise NotImplementedError("a padding mask together with per-row positions")

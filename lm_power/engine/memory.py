@@ -13,17 +13,17 @@ from lm_power.engine.backend import HFBackend
 from lm_power.engine.kv_cache import LayerShape
 from lm_power.engine.paired import AnyBackend
 
-# Somewhere there a step begins to take longer in proportion, and more rows gain nothing: a choice, not yet a
+# Around this number a step begins to take proportionally longer, and more rows gain nothing. It is a choice, not yet a
 # measurement.
 _MOST_ROWS = {"cpu": 64}
 _MOST_ROWS_ACCELERATOR = 512
-# Of a device's memory, whoever uses it: near its end an allocator has to give memory back and ask again at every
-# other call, and a neighbour that grows a little ends the run.
+# Share of a device's memory, whoever uses it. Near the limit an allocator has to return memory and ask for it again at
+# every other call, and a neighbour that grows a little would end the run.
 _PEAK = 0.92
-# Bytes on an accelerator besides the tensors: libraries' workspaces, recorded graphs, kernels. A choice.
+# Bytes on an accelerator besides the tensors: libraries' workspaces, recorded graphs, kernels. The number is a choice.
 _BESIDES = 2**29
 _PREFILLED_AT_ONCE = 512  # tokens
-_WIDE = 4  # bytes of a float32, in which norms, softmax and draws compute
+_WIDE = 4  # bytes of a float32, in which norms, softmax and draws are computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Need:
     """Bytes that an engine takes on one device.
 
     Attributes:
-        fixed: however many rows it has.
-        row: for each row.
-        saved: for the copy of a whole completion, which a row keeps while a proposal overwrites it.
+        fixed: bytes that do not depend on the number of rows.
+        row: bytes per row.
+        saved: bytes of the copy of a whole completion, which a row keeps while a proposal overwrites it.
     """
 
     fixed: int
@@ -46,25 +46,26 @@ class Need:
 
 
 def saved_share(rows: int) -> float:
-    """Share of their completions that so many rows have a copy of, at most but for one moment in 30,000.
+    """Upper bound of the share of their completions that so many rows have saved, exceeded one moment in 30,000.
 
-    A proposal saves what comes after its cut, a share s uniform in (0, 1), and is under way for a time that goes with
-    s: at a given moment the density is 2s, its mean 2/3 and its variance 1/18. With four standard deviations,
+    A proposal saves what comes after its cut, a share s that is uniform in (0, 1), and takes a time proportional to s.
+    At a given moment, s therefore has the density 2s, with mean 2/3 and variance 1/18. Four standard deviations above
+    the mean is
 
         2/3 + 4/√(18·rows).
 
-    Early rejection shortens the long ones, and coupled resume moves cuts towards the end: both save less.
+    Early rejection shortens long proposals, and coupled resume moves cuts towards the end, so both save less.
     """
     return min(1.0, 2 / 3 + 4 / math.sqrt(18 * rows))
 
 
 def rows_that_fit(backend: AnyBackend, positions: int, rewound: int) -> int:
-    """Rows with which the memory in use stays within 92% of every device's, weights and other users included.
+    """The number of rows with which every device stays within 92% of its memory, including weights and other users.
 
     Args:
         backend: the model, already in memory.
         positions: longest prompt plus longest completion, tokens.
-        rewound: longest completion that a proposal may overwrite, tokens; 0 where none is ever proposed.
+        rewound: longest completion that a proposal may overwrite, tokens; 0 if nothing is ever overwritten.
 
     Raises:
         MemoryError: not even one row fits.
@@ -84,26 +85,26 @@ def rows_that_fit(backend: AnyBackend, positions: int, rewound: int) -> int:
 
 
 def devices_of(backend: AnyBackend) -> set[torch.device]:
-    """Devices that hold a layer's cache, or take in tokens and hand out logits."""
+    """Devices that hold a layer's cache, take in tokens, or return logits."""
     return {backend.input_device, *(shape.device for shape in backend.shapes)}
 
 
 def needed(backend: AnyBackend, device: torch.device, positions: int, rewound: int) -> Need:
     """What an engine takes on one device; arguments as in `rows_that_fit`.
 
-    The layers' caches, with a slot for idle rows; copies of what proposals overwrite; and the most that a decode step
-    and a piece of a prefill take beside them, side by side, because a recorded step keeps its memory. Of two models the
-    second passes on what the first has computed with; the logits of both are there at once.
+    These are the layers' caches, with a slot for idle rows; copies of what proposals overwrite; and the most that a
+    decode step and a piece of a prefill take in addition, counted together, because a recorded step keeps its memory. A
+    second model reuses the memory of the first one's intermediate results, but the logits of both exist at once.
     """
     position = sum(shape.bytes_per_position for shape in backend.shapes if shape.device == device)
     chunk = min(_PREFILLED_AT_ONCE, positions)
     passes = [_forward_pass(model, device, positions, chunk) for model in backend.models]
     row = position * (positions + 1) + max(one.row for one in passes)
-    # Prompts that are read together lie in a cache of their own first.
+    # Prompts that are read together are first written to a separate cache.
     fixed = chunk * position + max(one.fixed for one in passes)
     if device in (backend.input_device, backend.shapes[-1].device):
         row += sum(_logits_and_draw(model) for model in backend.models)
-        # A model that cannot be asked for the last query's logits alone makes those of all.
+        # A model that cannot be asked for the last query's logits alone computes those of all queries.
         fixed += sum(_logits_and_draw(m) * (1 if "logits_to_keep" in m._options else chunk) for m in backend.models)
     if device == backend.input_device:
         row += _row_state(positions)
@@ -113,7 +114,7 @@ def needed(backend: AnyBackend, device: torch.device, positions: int, rewound: i
 
 
 def _forward_pass(model: HFBackend, device: torch.device, positions: int, chunk: int) -> Need:
-    """What one model's forward pass takes beside caches and logits: of a decode step a row, and of a prefill."""
+    """What one model's forward pass takes besides caches and logits: per row of a decode step, and for a prefill."""
     shapes = [shape for shape in model.shapes if shape.device == device]
     token = _token_activations(model)
     if not shapes:
@@ -123,7 +124,7 @@ def _forward_pass(model: HFBackend, device: torch.device, positions: int, chunk:
 
 
 def _token_activations(backend: HFBackend) -> int:
-    """Bytes that one token takes on its way through a layer: hidden states, projections, the gated MLP's products."""
+    """Bytes that one token takes in a layer: hidden states, projections, the gated MLP's products."""
     config: Any = backend.config
     hidden = config.hidden_size
     heads = _query_heads(backend) * max(max(shape.key_dim, shape.value_dim) for shape in backend.shapes)
@@ -135,15 +136,15 @@ def _token_activations(backend: HFBackend) -> int:
 
 
 def _attention(backend: HFBackend, shapes: list[LayerShape], positions: int, queries: int) -> int:
-    """Bytes that one row's attention takes beside the cache, in one layer after the other.
+    """Bytes that one row's attention takes besides the cache, for one layer at a time.
 
-    Masks; where key/value heads are repeated for their query heads, a copy of the layer; in `eager`, the scores and
-    their softmax in float32.
+    These are masks; a copy of the layer's keys and values if they are repeated for their query heads; and with `eager`
+    the scores and their softmax in float32.
     """
     if backend.reads_spans and queries == 1:
         return 0
     eager = backend.config._attn_implementation == "eager"
-    # A bool mask for each of two layer types, and the kernel's additive one.
+    # A boolean mask for each of two layer types, and the kernel's additive mask.
     masks = queries * positions * (2 + _itemsize(backend))
     repeats = backend.query_groups > 1 and (queries > 1 or not _packs_single_queries(backend))
     copied = max(shape.bytes_per_position for shape in shapes) * backend.query_groups * positions if repeats else 0
@@ -152,19 +153,19 @@ def _attention(backend: HFBackend, shapes: list[LayerShape], positions: int, que
 
 
 def _packs_single_queries(backend: HFBackend) -> bool:
-    """Whether a group's query heads share their keys and values at a single query: transformers' sdpa, uncompiled."""
+    """Whether a single query's heads share keys and values without a copy: in transformers' sdpa, uncompiled."""
     packs = backend.config._attn_implementation == "sdpa" and hasattr(sdpa_attention, "pack_gqa")
     return packs and backend._decoder is backend.model
 
 
 def _logits_and_draw(backend: HFBackend) -> int:
-    """Bytes of one row's logits, and of what `target.draw_next` computes from them where nothing fuses it."""
-    copies = 6  # in float32; `draw_next_at_once` was seen to take 4.3, and some models cap or widen their logits
+    """Bytes of one row's logits, and of what `target.draw_next` computes from them if nothing fuses it."""
+    copies = 6  # in float32; `draw_next_at_once` was measured at 4.3, and some models cap or widen their logits
     return backend.vocabulary * (_itemsize(backend) + copies * max(_WIDE, _itemsize(backend)))
 
 
 def _row_state(positions: int) -> int:
-    """Bytes of one row's tokens, their log p and log q, uniforms, and the saved ones, 8 each, a position."""
+    """Bytes of one row's tokens, their log p and log q, uniforms, and saved copies: 8 each per position."""
     return 8 * 6 * positions
 
 
@@ -177,7 +178,7 @@ def _itemsize(backend: HFBackend) -> int:
 
 
 def usable_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated until 92% of a device are in use, by whomever; negative beyond."""
+    """Bytes that can be allocated until 92% of a device is in use, by anyone; negative if more is in use."""
     return free_memory(device) - math.ceil((1 - _PEAK) * total_memory(device))
 
 

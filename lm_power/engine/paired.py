@@ -1,4 +1,4 @@
-"""Two models over the same rows: one whose law is the target's, and another that proposes."""
+"""Two models over the same rows: one defines the target, and the other proposes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from lm_power.engine.kv_cache import CacheLayers, RowCache
 
 
 class PairedBackend:
-    """Feeds every token to two models: p, and what is measured of it, is the target's law; q is the proposer's.
+    """Feeds every token to two models: p and its measures come from the target model, q from the proposer.
 
-    A cache holds the layers of both. So whatever becomes of a row (it is rewound, restored, copied, or moved to another
-    place) becomes of the keys and values of both models, in one. A decode step is two forward passes, one after the
-    other; a row takes the memory of two.
+    One cache holds the layers of both, so that a row of both models is rewound, restored, copied or moved in one
+    operation. A decode step takes two forward passes, one after the other, and a row takes the memory of two.
 
     Args:
-        target: the model that the target p^alpha is made of.
-        proposer: the model that proposals are drawn from; of the same vocabulary, on the same input device. It may
-            share its weights with the other (`lm_power.adapter.twin`).
+        target: the model p of the target p^alpha.
+        proposer: the model that proposals are drawn from, with the same vocabulary and input device. It may share its
+            weights with the target (`lm_power.adapter.twin`).
 
     Attributes:
         models: the target and the proposer.
         shapes: what the layers of both cache, the target's first.
 
     Raises:
-        UnsupportedModelError: the two have not the same tokens, or take them on different devices.
+        UnsupportedModelError: the two do not have the same tokens, or take them on different devices.
     """
 
     foreign = True

@@ -1,4 +1,4 @@
-"""Writes prompts, and completions that are known already, into the rows of a cache."""
+"""Writes prompts, and completions that are already known, into the rows of a cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lm_power.engine.transfer import send
 
 
 class Reader(Protocol):
-    """What reads tokens into a cache: `HFBackend`, or `PairedBackend`."""
+    """Something that reads tokens into a cache: `HFBackend` or `PairedBackend`."""
 
     shapes: list[LayerShape]
     input_device: torch.device
@@ -30,8 +30,8 @@ class Reader(Protocol):
 def prefill(reader: Reader, cache: RowCache, row: int, tokens: Sequence[int], chunk: int, start: int = 0) -> None:
     """Write the keys and values of `tokens` to slots `start`, `start` + 1, … of a row, `chunk` tokens at a time.
 
-    One row at a time and in fixed chunks: what is stored depends on the tokens alone, not on which
-    other prompts happen to start at the same moment.
+    It reads one row at a time and in fixed chunks, so that what is stored depends on the tokens alone and not on which
+    other prompts start at the same moment.
     """
     for first in range(0, len(tokens), chunk):
         ids = send(np.array([tokens[first : first + chunk]], np.int64), reader.input_device)
@@ -42,9 +42,9 @@ def prefill(reader: Reader, cache: RowCache, row: int, tokens: Sequence[int], ch
 
 @torch.inference_mode()
 def prefill_together(reader: Reader, cache: RowCache, prompts: Mapping[int, Sequence[int]]) -> None:
-    """Write the keys and values of several prompts, by row, from slot 0 on: in one pass, padded to the longest.
+    """Write the keys and values of several prompts, by row, from slot 0 on, in one pass padded to the longest.
 
-    What is stored differs in last bits from what `prefill` stores, by the shape of the pass.
+    Because the pass has another shape, what is stored differs in the last bits from what `prefill` stores.
     """
     lengths = [len(tokens) for tokens in prompts.values()]
     longest = max(lengths)
@@ -53,7 +53,7 @@ def prefill_together(reader: Reader, cache: RowCache, prompts: Mapping[int, Sequ
     padded = np.zeros((len(prompts), longest), np.int64)
     for line, tokens in zip(padded, prompts.values(), strict=True):
         line[: len(tokens)] = tokens
-    # On a cache of their own, since a pass writes to rows that lie side by side.
+    # They need a separate cache, because a pass writes to rows that lie side by side.
     side = RowCache(reader.shapes, len(prompts), longest)
     positions = np.tile(np.arange(longest), (len(prompts), 1))
     slots = np.where(positions < np.array(lengths)[:, None], positions, side.trash)

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CUT = "\ufffd"
-# Tables that were made for a tokenizer, as long as it lives: by stop strings and number of tokens. A large vocabulary
-# takes seconds to decode.
+# The tables made for each tokenizer, by stop strings and number of tokens, kept as long as the tokenizer lives. A large
+# vocabulary takes seconds to decode.
 _tables: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[tuple[str, ...], int], NDArray[np.bool_]]] = (
     weakref.WeakKeyDictionary()
 )
 
 
 def eos_ids(listed: int | Sequence[int] | None, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """EOS ids that a model's configuration lists, one or several or none, and the tokenizer's own."""
+    """The EOS ids that a model's configuration lists (one, several or none), together with the tokenizer's own."""
     found = [listed] if isinstance(listed, int) else list(listed or [])
     own = None if tokenizer is None else tokenizer.eos_token_id
     return found if own is None else [*found, int(own)]
@@ -32,8 +32,8 @@ def eos_ids(listed: int | Sequence[int] | None, tokenizer: PreTrainedTokenizerBa
 class StopStrings:
     """Tells whether the token just drawn completed a stop string in the decoded text.
 
-    A table over the vocabulary says which tokens could complete one at all, so that text is decoded at
-    those tokens only, and only as much of its end as a stop string can reach.
+    A table over the vocabulary says which tokens could complete a stop string at all. Text is decoded at those tokens
+    only, and only as much of its end as a stop string can reach.
 
     Args:
         tokenizer: may be None if there are no stop strings.
@@ -67,9 +67,9 @@ class StopStrings:
             return False
         back = 2
         while True:
-            # The head's text must reach a stop string's length back, and one character more, because a
-            # tokenizer may drop the first one (a leading space). U+FFFD stands for bytes of a character cut
-            # in two: it does not count, and a head that begins with it was cut inside a character.
+            # The text of the tokens before the last one must go back by the length of a stop string and one more
+            # character, because a tokenizer may drop the first one (a leading space). U+FFFD stands for the bytes of a
+            # character that was cut in two: it does not count, and a text that begins with it began inside a character.
             tail = tokens[-back:]
             head = self._decode(tail[:-1])
             whole = len(head) - head.count(_CUT) > self._reach + 1 and not head.startswith(_CUT)
@@ -85,7 +85,7 @@ class StopStrings:
         return text[: min(ends)] if ends else text
 
     def _decode(self, tokens: NDArray[np.int64]) -> str:
-        # Special tokens are kept: a stop string such as <|im_end|> may be one.
+        # Special tokens are kept, because a stop string such as <|im_end|> may be one.
         assert self._tokenizer is not None
         text = self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
@@ -94,8 +94,8 @@ class StopStrings:
     def _table(self, tokenizer: PreTrainedTokenizerBase, known: int) -> NDArray[np.bool_]:
         """Whether each token can end in, hold, or reach past the end of a stop string.
 
-        Alone, a token loses the leading space that some tokenizers give it inside a text, and a piece of a
-        multi-byte character shows as U+FFFD: the first is tried both ways, the second always counts.
+        Decoded alone, a token loses the leading space that some tokenizers give it inside a text, so it is tried with
+        and without one. A piece of a multi-byte character shows as U+FFFD, and such a token always counts.
         """
         endings = tuple(string[at:] for string in self.strings for at in range(len(string)))
         held = (*self.strings, _CUT)

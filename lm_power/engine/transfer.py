@@ -1,4 +1,4 @@
-"""Between host and device, without either waiting for the other."""
+"""Copies between host and device for which neither has to wait."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def send(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A copy of an array on a device, or on the CPU a view of it.
+    """A copy of an array on a device; on the CPU, a view of it.
 
-    To a GPU it goes by way of pinned memory, which PyTorch does not use again before the copy has been made: the
-    array may change at once, and the host does not wait for the work that the device still has to do.
+    A copy to a GPU goes through pinned memory, which PyTorch does not reuse before the copy is made. The array may
+    therefore change at once, and the host does not wait for work that the device still has to do.
     """
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
@@ -34,7 +34,7 @@ class Fetch:
             self._copy = tensor.to("cpu", copy=True)
 
     def wait(self) -> NDArray[Any]:
-        """The values, once they are there."""
+        """Wait for the copy, and return the values."""
         if self._event is not None:
             self._event.synchronize()
         values: NDArray[np.generic] = self._copy.numpy()

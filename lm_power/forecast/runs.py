@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 from lm_power.chains.registry import METHODS
 from lm_power.errors import UserError
+from lm_power.logs.samples import LoggedCompletion
 from lm_power.report.matching import match
 from lm_power.report.reading import read_runs
-from lm_power.report.runs import Answer, Comparison, Problem, Run
+from lm_power.report.runs import Comparison, Problem, Run
 
 PLAIN = "standard"
 
@@ -90,7 +91,9 @@ def _pooled(runs: Sequence[Run]) -> Run:
             "and few-shot examples"
         )
     problems = tuple(
-        dataclasses.replace(same[0], answers=tuple(answer for problem in same for answer in problem.answers))
+        dataclasses.replace(
+            same[0], completions=tuple(completion for problem in same for completion in problem.completions)
+        )
         for same in zip(*(run.problems for run in runs), strict=True)
     )
     return dataclasses.replace(
@@ -117,24 +120,24 @@ def samples_power(run: Run) -> bool:
 
 def _with_log_probs(run: Run, stores: Sequence[Run]) -> Run:
     """The run with log-probabilities from the store of the same command, where its samples have none."""
-    if all(answer.sum_log_prob is not None for problem in run.problems for answer in problem.answers):
+    if all(completion.sum_log_prob is not None for problem in run.problems for completion in problem.completions):
         return run
     for store in stores:
         same = store.method == run.method and store.options.get("seed") == run.options.get("seed")
         if same and _weights(store) == _weights(run):
-            known = {problem.prompt_hash: problem.answers for problem in store.problems}
+            known = {problem.prompt_hash: problem.completions for problem in store.problems}
             problems = tuple(_filled(problem, known.get(problem.prompt_hash, ())) for problem in run.problems)
             run = dataclasses.replace(run, problems=problems)
     return run
 
 
-def _filled(problem: Problem, stored: Sequence[Answer]) -> Problem:
+def _filled(problem: Problem, stored: Sequence[LoggedCompletion]) -> Problem:
     """The problem, with log p from the stored completion of the same repeat if its text is the same."""
-    answers = list(problem.answers)
-    for place, (answer, drawn) in enumerate(zip(answers, stored, strict=False)):
-        if answer.sum_log_prob is None and answer.text == drawn.text:
-            answers[place] = dataclasses.replace(answer, sum_log_prob=drawn.sum_log_prob)
-    return dataclasses.replace(problem, answers=tuple(answers))
+    completions = list(problem.completions)
+    for place, (completion, drawn) in enumerate(zip(completions, stored, strict=False)):
+        if completion.sum_log_prob is None and completion.text == drawn.text:
+            completions[place] = dataclasses.replace(completion, sum_log_prob=drawn.sum_log_prob)
+    return dataclasses.replace(problem, completions=tuple(completions))
 
 
 def _material(comparison: Comparison) -> Material:
@@ -149,8 +152,10 @@ def _material(comparison: Comparison) -> Material:
         )
     for run in comparison.runs:
         _check(plain[0], run)
-    truncated = [answer for p in plain[0].problems for answer in p.answers if answer.finish_reason == "length"]
-    total = sum(len(problem.answers) for problem in plain[0].problems)
+    truncated = [
+        completion for p in plain[0].problems for completion in p.completions if completion.finish_reason == "length"
+    ]
+    total = sum(len(problem.completions) for problem in plain[0].problems)
     notes = [f"{run.label}: {note}" for run in comparison.runs for note in run.notes]
     if 10 * len(truncated) > total:
         notes.append(
@@ -185,7 +190,7 @@ def _check(plain: Run, run: Run) -> None:
             f"{plain.folder}: has one completion per problem, and a forecast weighs several against each other; "
             "evaluate with --gen_kwargs n=16, or give runs with other seeds too"
         )
-    missing = sum(answer.sum_log_prob is None for problem in plain.problems for answer in problem.answers)
+    missing = sum(completion.sum_log_prob is None for problem in plain.problems for completion in problem.completions)
     if missing:
         raise UserError(
             f"{plain.folder}: {missing} of {plain.n * len(plain.problems)} completions have no finite log-probability; "

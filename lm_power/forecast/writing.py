@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_power.errors import UserError
-from lm_power.forecast.answer import LEVEL, Answer, answer
+from lm_power.forecast.conclusion import LEVEL, Conclusion, conclude
 from lm_power.forecast.estimates import MIN_EFFECTIVE, MIN_SHARE, Forecast, forecast
 from lm_power.forecast.figure import write_figure
 from lm_power.forecast.runs import Material, read_material
@@ -27,7 +27,7 @@ class Result:
     material: Material
     forecast: Forecast
     measured: list[Measured]
-    answer: Answer
+    conclusion: Conclusion
 
     @property
     def tables(self) -> list[Table]:
@@ -53,7 +53,7 @@ def make_forecast(
     results = [_result(material, alphas) for material in read_material(sources, allow_differences)]
     for result in results:
         print("\n".join(map(to_text, result.tables)))
-        print(f"{result.answer.sentence}\n")
+        print(f"{result.conclusion.sentence}\n")
     if output is None:
         return
     try:
@@ -67,11 +67,11 @@ def make_forecast(
 def _result(material: Material, alphas: Sequence[float]) -> Result:
     problems = material.plain.problems
     found = forecast(
-        [[answer.correct or 0.0 for answer in problem.answers] for problem in problems],
-        [[answer.sum_log_prob or 0.0 for answer in problem.answers] for problem in problems],
+        [[completion.correct or 0.0 for completion in problem.completions] for problem in problems],
+        [[completion.sum_log_prob or 0.0 for completion in problem.completions] for problem in problems],
         [*alphas, *(float(run.options["alpha"]) for run in material.measured)],
     )
-    return Result(material, found, compare(material, found), answer(found))
+    return Result(material, found, compare(material, found), conclude(found))
 
 
 def write(folder: Path, results: Sequence[Result]) -> None:
@@ -81,7 +81,7 @@ def write(folder: Path, results: Sequence[Result]) -> None:
     for result, name in zip(results, names, strict=True):
         figure = write_figure(result.forecast, result.measured, f"forecast-{name}", folder)
         tables = result.tables
-        parts += [f"# Forecast: {name}\n", f"{result.answer.sentence}\n", figure.markdown, to_markdown(tables)]
+        parts += [f"# Forecast: {name}\n", f"{result.conclusion.sentence}\n", figure.markdown, to_markdown(tables)]
         for table in tables:
             (folder / f"{table.key}-{name}.csv").write_text(to_csv(table), encoding="utf-8", newline="")
     (folder / "forecast.md").write_text("\n".join(parts), encoding="utf-8")
@@ -96,7 +96,7 @@ def _record(result: Result) -> dict[str, Any]:
         "filter": plain.filter,
         "model": plain.model,
         "completions_per_problem": plain.n,
-        "answer": {**dataclasses.asdict(result.answer), "level": LEVEL},
+        "answer": {**dataclasses.asdict(result.conclusion), "level": LEVEL},
         "rule": {"min_effective": MIN_EFFECTIVE, "min_share": MIN_SHARE},
         "slope_at_1": _estimate(found.slope),
         "points": [

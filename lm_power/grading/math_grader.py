@@ -55,7 +55,7 @@ def grade_math(completion: object, gold: object, time_limit: float = TIME_LIMIT)
     r"""Whether the final answer of `completion` is mathematically equal to `gold`.
 
     Args:
-        completion: the model's text; anything without a well-formed answer, None included, is wrong.
+        completion: the model's text; anything without a well-formed answer, such as None, is wrong.
         gold: the right answer in LaTeX, without box or dollars.
         time_limit: CPU seconds for one comparison; an answer that takes longer is wrong.
 
@@ -90,7 +90,7 @@ def _default_grader() -> MathGrader:
 
 
 class _NotKept(Exception):
-    """A comparison that did not finish for a reason that may be temporary; it is not remembered."""
+    """A comparison did not finish for a reason that may be temporary, so its outcome is not remembered."""
 
 
 class MathGrader:
@@ -110,7 +110,7 @@ class MathGrader:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        # The same wrong answer comes up again among the repeats of a prompt, also the one that hangs.
+        # The same wrong answer is repeated among the completions of a prompt, including one that hangs.
         self._verdict = lru_cache(maxsize=8192)(self._compare)
         atexit.register(self.close)
 

@@ -1,8 +1,8 @@
 r"""Decide which parts of an answer must equal the gold answer, whatever its names, percent signs, bases and labels.
 
-math-verify compares two expressions. Before it is asked, this module decides what of an answer is the value:
-`x = 5` for 5, `\textbf{(B)}\ 12` for B or for 12, `12.5\%` for 12.5 or for 0.125; and what it must not
-read as one: `3x+2 = 5` is not 5, and `5 \text{ feet } 6 \text{ inches}` is not 5.
+math-verify compares two expressions. Before that, this module decides which part of an answer is its value: `x = 5`
+means 5, `\textbf{(B)}\ 12` means B or 12, `12.5\%` means 12.5 or 0.125. It also decides what is not a value: `3x+2 = 5`
+is not 5, and `5 \text{ feet } 6 \text{ inches}` is not 5.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _has_equation(gold: str) -> bool:
 
 
 def _value(answer: str) -> tuple[str, list[Pair]]:
-    """The value that an equation states, where gold is none; and the pairs that must be equal for it to state one.
+    """The value that an equation states if gold is not an equation, and the pairs that must be equal for it to hold.
 
     What may be dropped is a name (`x =`, `f(x) =`, `(x,y) =`, `AB =`), alone or before the steps of a computation,
     and a side that is equal to the other (`4+1 = 5`). An equation that has to be solved has no value.
@@ -161,7 +161,7 @@ _PERCENT = re.compile(r"\s*\\%")
 
 
 def _percent(answer: str, gold: str) -> list[list[Pair]]:
-    r"""A percent sign in both is left out; one in either may be a unit (12.5 is 12.5 %), or mean a hundredth."""
+    r"""A percent sign in both is dropped; in one of them it may be a unit (12.5 is 12.5 %), or mean a hundredth."""
     bare_answer, bare_gold = _PERCENT.sub("", answer), _PERCENT.sub("", gold)
     ways = [[(bare_answer, bare_gold)]]
     if (bare_answer == answer) != (bare_gold == gold):
@@ -181,7 +181,7 @@ _INVISIBLE = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])|\$")
 
 
 def settled(answer: str, gold: str) -> bool | None:
-    r"""Whether two tidied answers are equal, where their characters alone can tell; else None.
+    r"""Whether two tidied answers are equal, if their characters alone can tell; else None.
 
     They can for equal texts (spaces aside), for two plain integers (most of MATH's answers), and for a number
     with its base: the base may be left out, but a wrong one is wrong. (math-verify ignores bases.)

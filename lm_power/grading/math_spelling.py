@@ -43,11 +43,11 @@ _FONTS = _set(
     "normalsize small large Large LARGE huge Huge limits nolimits strut mathstrut nonumber notag hline "
     "hfill centering left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr"
 )
-"""Commands that say how their argument looks, or say nothing: dropped, the argument stays."""
+"""Commands that say how their argument looks, or nothing; they are dropped, and the argument stays."""
 _DELIMITED = _set("left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr")
 _TEXTS = _set("text textbf textit textrm textsf texttt textnormal textup textsc textmd emph mbox hbox operatorname")
 _IGNORED = _set("phantom hphantom vphantom hspace vspace label tag color")
-"""Commands that leave nothing on the page, and whose argument goes with them."""
+"""Commands that leave nothing on the page; they are dropped together with their argument."""
 _COLOURED = frozenset(("textcolor", "colorbox"))
 _OPERATORS = _set("sin cos tan cot sec csc ln log exp arcsin arccos arctan gcd lcm det max min lim arg")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?|\\.", re.DOTALL)

@@ -47,8 +47,8 @@ _THINK_START = re.compile(r"<think(?:ing)?>")
 _MODULE_NAMES = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 
 _EFFORT = 50_000
-"""Lines that may be parsed, each time it is, in search of an answer's pieces. An answer of 300 lines takes a few
-thousand; one open bracket on each of 3000 lines would take a thousand million."""
+"""How many lines may be parsed in total in search of an answer's pieces. An answer of 300 lines takes a few thousand;
+one open bracket on each of 3000 lines would take a thousand million."""
 
 
 class _Effort:

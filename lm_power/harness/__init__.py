@@ -1,1 +1,1 @@
-"""The lm-eval models and metrics: the only room, with `plugin` and `tasks`, that imports lm_eval."""
+"""The lm-eval models and metrics. Only this room, `plugin` and `tasks` import lm_eval."""

@@ -1,7 +1,7 @@
-"""From a model's text to a program with tests, and to a verdict: shared by the tasks whose answers are code.
+"""Turns a model's text into a program with tests, and that into a verdict, for the tasks whose answers are code.
 
 A document of these tasks has HumanEval's columns: `prompt` (imports, helpers, signature and docstring), `entry_point`
-and `test`; `setup`, if there, is text that the tests need first.
+and `test`. It may also have `setup`, a text that the tests need first.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from lm_power.sandbox.runner import TIMEOUT, Program, Verdict, run_programs
 
 
 def make_program(doc: dict[str, Any], completion: str) -> Program:
-    """The program of one completion, as `grading.programs` assembles it, and its tests, kept apart."""
+    """The program of one completion, as `grading.programs` assembles it, and separately its tests."""
     code = assemble(doc["prompt"], str(completion), doc["entry_point"])
     return Program(code=code, test=doc["test"], entry_point=doc["entry_point"], setup=doc.get("setup") or "")
 
 
 def grade_code(doc: dict[str, Any], completions: Sequence[str], timeout: float = TIMEOUT) -> list[Verdict]:
-    """A verdict for each completion of one document, side by side on all cores; equal programs run once.
+    """A verdict for each completion of one document. Programs run side by side on all cores; equal ones run once.
 
     Args:
         doc: a document with the columns above.
@@ -38,7 +38,7 @@ def grade_code(doc: dict[str, Any], completions: Sequence[str], timeout: float =
 def code_results(doc: dict[str, Any], results: list[Any], timeout: float = TIMEOUT) -> dict[str, float]:
     """`process_results` of a task whose answers are code: the metrics of one document.
 
-    Run each completion, and log what is known of it, its verdict included, with the document.
+    It runs each completion, and logs what is known about it, including its verdict, with the document.
     """
     completions = real_completions(results)
     verdicts = grade_code(doc, completions, timeout)

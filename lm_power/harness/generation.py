@@ -1,4 +1,4 @@
-"""`generate_until` by power sampling: what all of our lm-eval models share, whatever decodes."""
+"""`generate_until` by power sampling: what all of our lm-eval models share, whichever engine decodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("lm_eval.lm_power")  # lm-eval shows INFO of its own 
 
 
 class PowerGeneration:
-    """The part of an lm-eval model that generates; stands before the class that has the rest.
+    """The part of an lm-eval model that generates. It is the first base class, before the class that has the rest.
 
     Attributes:
         sampler_config: the options from `--model_args`.
@@ -64,31 +64,31 @@ class PowerGeneration:
         raise NotImplementedError
 
     def positions(self) -> int | None:
-        """Positions that a prompt and its completion may take together; None for any number."""
+        """Positions that a prompt and its completion may take together; None for no limit."""
         raise NotImplementedError
 
     def most_rows(self) -> int | None:
-        """A limit to the rows beside the sampler's own; None for none."""
+        """A limit on the number of rows besides the sampler's own; None for no limit."""
         return None
 
     def one_row_hint(self) -> str | None:
-        """What to say if completions are decoded one at a time."""
+        """A hint for the user if completions are decoded one at a time; None if they are not."""
         raise NotImplementedError
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Completion]:
-        """One `Completion` (a `str`) a request, in the order of the requests.
+        """One `Completion` (a `str`) per request, in the order of the requests.
 
         The k-th occurrence of the same request is completion k of its prompt (lm-eval's `repeats`).
 
         Raises:
-            OptionError: wrong generation kwargs or prompts; nothing has been decoded then.
+            OptionError: wrong generation kwargs or prompts; it is raised before anything is decoded.
             StoreError: the store cannot be used.
         """
         self.check_generation()
         groups = self._groups(requests)
         answers = [padding_completion()] * len(requests)
         with contextlib.ExitStack() as stack:
-            # All of them before anything is decoded.
+            # All stores are opened before anything is decoded.
             stores = {
                 folder: stack.enter_context(CompletionStore(folder, self.model_name))
                 for folder in {plan.completions for plan in groups}
@@ -103,7 +103,7 @@ class PowerGeneration:
         return answers
 
     def _groups(self, requests: Sequence[Instance]) -> dict[Plan, list[_Wanted]]:
-        """The requests by how they are to be generated, all checked; padding requests are left out."""
+        """The requests, checked and grouped by how they are to be generated, without padding requests."""
         groups: dict[Plan, list[_Wanted]] = defaultdict(list)
         occurrences: dict[int, int] = defaultdict(int)
         overruled: dict[str, Any] = {}
@@ -111,8 +111,8 @@ class PowerGeneration:
         for place, request in enumerate(requests):
             repeat = occurrences[id(request)]
             occurrences[id(request)] += 1
-            # Under several processes lm-eval clones a short rank's last request to keep the ranks in step;
-            # computing it would give its document too many answers, which biases best-of-N.
+            # With several processes lm-eval clones the last request of a rank with fewer requests, to keep the ranks in
+            # step. Completing the clones would give their document too many completions, which biases best-of-N.
             if request.repeats is not None and repeat >= request.repeats:
                 continue
             context, generation = request.args
@@ -140,7 +140,7 @@ class PowerGeneration:
         if room < 1:
             raise OptionError(
                 f"max_gen_toks={max_new_tokens}: leaves no room for a prompt in the model's {self._positions} "
-                f"positions; set --gen_kwargs max_gen_toks={self._positions // 2}, say"
+                f"positions; set a smaller one, such as --gen_kwargs max_gen_toks={self._positions // 2}"
             )
         return room
 
@@ -152,7 +152,7 @@ class PowerGeneration:
                     "%d of %d prompts are cut on the left: with max_gen_toks=%d they exceed the model's %d positions",
                     cut, len(wanted), plan.config.max_new_tokens, self._positions,
                 )  # fmt: skip
-        if self.rank != 0:  # the rest concerns all processes alike
+        if self.rank != 0:  # what follows is the same for all processes
             return
         if overruled:
             logger.info(
@@ -163,8 +163,8 @@ class PowerGeneration:
         for config in {plan.config for plan in groups if plan.config.method == "temperature"}:
             if config.proposal_temperature is None:
                 logger.info(
-                    "method=temperature draws at temperature %g = 1/alpha, alpha=%g; for another set "
-                    "proposal_temperature, and for the model as it is method=standard",
+                    "method=temperature draws at temperature %g = 1/alpha, alpha=%g; set proposal_temperature for "
+                    "another temperature, or method=standard for the model's own distribution",
                     1 / config.beta, config.alpha,
                 )  # fmt: skip
         hint = self.one_row_hint()
@@ -172,14 +172,14 @@ class PowerGeneration:
             logger.warning(hint)
         if getattr(self.cache_hook, "dbdict", None) is not None:
             logger.warning(
-                "--use_cache ignores sampler options and repeats, and can hand back another method's completions; "
+                "--use_cache ignores sampler options and repeats, and can return another method's completions; "
                 "to resume runs, use --model_args completions=DIR instead"
             )
 
     def _draw(
         self, plan: Plan, wanted: Sequence[_Wanted], store: CompletionStore | None, show: bool
     ) -> Iterator[tuple[_Wanted, Completion]]:
-        """Stored completions first, then the others as they finish; equal requests are drawn once."""
+        """Yield stored completions first, then the others as they finish; equal requests are drawn once."""
         source = Provenance(self.model_name, plan.config, plan.stop, self.sampler.eos_ids, self.sampler.engine_options)
         askers: dict[Job, list[_Wanted]] = defaultdict(list)
         for request in wanted:
@@ -191,15 +191,16 @@ class PowerGeneration:
                 missing.append(job)
             else:
                 yield from ((request, stored) for request in requests)
-        # With a fixed batch shape, rows by all the jobs, not by the missing ones: a resumed run keeps the shape, and
-        # with it the last bits of its numbers. Where memory ran out, it tries with all its rows again: the lack may
-        # have been another program's, and a number of rows kept in the store would outlive its reason.
+        # With a fixed batch shape the number of rows follows from all jobs, not only from the missing ones, so that a
+        # resumed run keeps the shape and with it the last bits of its numbers. After running out of memory, a resumed
+        # run tries all its rows again: another program may have used the memory, and a number of rows kept in the store
+        # would outlive its reason.
         jobs = len(askers) if self.sampler.batch_shape == "fixed" else len(missing)
         longest = max(len(job.prompt_ids) for job in askers) + plan.config.max_new_tokens
         most = self.most_rows()
         rows = self.sampler.rows_for(jobs, longest, plan.config)
         rows = rows if most is None else min(rows, most)
-        # The ranks do not speak to one another until all have finished: rank 0 shows its own share, and says so.
+        # The ranks do not communicate until all have finished, so rank 0 shows its own share and says so.
         title = "Sampling" if self.world_size == 1 else f"Sampling, process 1 of {self.world_size}"
         with progress_bar(len(askers), show, done=len(askers) - len(missing), title=title) as progress:
             for index, completion in self.sampler.sample(missing, plan.config, plan.stop, rows=rows, progress=progress):
@@ -224,7 +225,7 @@ class PowerGeneration:
 
 
 class ServedGeneration(PowerGeneration):
-    """The same for a model on somebody else's engine, which makes its sampler as it is loaded."""
+    """The same for a model on somebody else's engine, whose sampler is made when the model is loaded."""
 
     _sampler: PowerSampler
     tokenizer: Any
@@ -235,7 +236,7 @@ class ServedGeneration(PowerGeneration):
         return self._sampler
 
     def text_of(self, tokens: Sequence[int]) -> str:
-        """Without special tokens."""
+        """The decoded text, without special tokens."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def get_model_info(self) -> dict[str, Any]:

@@ -2,18 +2,17 @@ r"""The numbers that our generation tasks return for one document, the same for 
 
 `metric_list` declares them, `completion_metrics` computes them, `PowerTask` puts the two together.
 
-What lm-eval 0.4.13 does with the dict of `process_results`, and why it is shaped as it is:
+What lm-eval 0.4.13 does with the dict of `process_results` explains its shape:
 
-* A key becomes a row of the results table if some document returned it. One that is declared and never
-  returned leaves no row, no warning and no crash. So `self_reward` is declared always, and plain `hf`, which
-  gives no log-probabilities, gets a clean table without it. (NaN would print `nan`; 0 would be false.)
-* A key that is returned and not declared is averaged with a warning. So everything must be declared.
-* A key that only some documents return is averaged over those, with one warning that counts them. Under
-  several processes rank 0's keys are looked up on every rank: one that a rank lacks altogether is a
-  KeyError, one that rank 0 lacks is dropped. So a model must give log-probabilities for all requests or for
-  none.
-* Scalars aggregated by `mean` get the standard error `s / sqrt(documents)`. A document's completions are
-  averaged here, so that the unit is a problem: completions of one problem are no independent trials.
+* A key becomes a row of the results table if some document returned it. A key that is declared and never returned
+  leaves no row, no warning and no crash. `self_reward` is therefore always declared, and plain `hf`, which gives no
+  log-probabilities, gets a clean table without it. (NaN would print `nan`; 0 would be false.)
+* A key that is returned and not declared is averaged with a warning. Everything must therefore be declared.
+* A key that only some documents return is averaged over those, with one warning that counts them. With several
+  processes rank 0's keys are looked up on every rank: a key that a rank lacks altogether is a KeyError, and one that
+  rank 0 lacks is dropped. A model must therefore give log-probabilities for all requests or for none.
+* Scalars aggregated by `mean` get the standard error `s / sqrt(documents)`. A document's completions are averaged here,
+  so that the unit is a problem: completions of one problem are not independent trials.
 """
 
 from __future__ import annotations
@@ -41,18 +40,18 @@ HIGHER_IS_BETTER: dict[str, bool | None] = {
     "tokens_decoded": False,
     "acceptance_rate": None,
     "change_rate": None,
-    # Where the method estimates them.
+    # If the method estimates them.
     "log_z": None,
     "log_z_error": False,
     "kl_from_proposal": None,
-    # From two completions on.
+    # With at least two completions.
     "bon_acc": True,
     "bon_self_reward": True,
     "maj_acc": True,
     "oracle": True,
     "cov_acc_self_reward": None,
 }
-"""Every metric but pass@k, which depends on N; what each is: `completion_metrics`."""
+"""Every metric except pass@k, which depends on N; `completion_metrics` says what each is."""
 
 
 def metric_list(n: int) -> list[dict[str, Any]]:
@@ -69,9 +68,8 @@ def real_completions(results: Iterable[Any]) -> list[str]:
     Args:
         results: one entry per request: a completion (filter `take_first`) or a list of them (no filter).
 
-    Under several processes lm-eval evens out the ranks with clones of a rank's last request, whose answers
-    arrive with that document's own. Our model marks them (`is_padding`); other models' plain strings all
-    stay.
+    With several processes lm-eval evens out the ranks with clones of a rank's last request, whose completions arrive
+    together with that document's own. Our models mark them (`is_padding`); plain strings of other models are all kept.
     """
     flat = (c for result in results for c in ([result] if isinstance(result, str) else result))
     return [completion for completion in flat if not getattr(completion, "is_padding", False)]
@@ -87,26 +85,24 @@ def completion_metrics(
 
     Args:
         correct: 1.0 or 0.0 for each completion.
-        completions: the texts, in the same order. One that carries its log-probabilities has an attribute
-            `self_reward`, `(1/|x|) Σ_t log p(x_t | x_<t)`, nats per token (Tomihari & Sato 2026), one that
-            knows its tokens `token_ids`, and one that knows its cost `stats` (`lm_power.completion`).
-        answers: final answer of each completion, None where it has none; without them no majority vote.
+        completions: the texts, in the same order. A completion with log-probabilities has an attribute `self_reward`,
+            `(1/|x|) Σ_t log p(x_t | x_<t)`, nats per token (Tomihari & Sato 2026); one with its tokens has `token_ids`,
+            and one with its cost has `stats` (`lm_power.completion`).
+        answers: final answer of each completion, None if it has none; without answers there is no majority vote.
         equal: whether two answers are the same.
 
     Returns:
-        Always `acc`, the mean of `correct` over all completions. With what the completions know (each key
-        is present only if all of them know it): `self_reward`, their mean; `tokens`, mean length;
-        `tokens_decoded`, mean number of tokens decoded for one, rejected proposals included;
-        `acceptance_rate`, accepted over all proposals, and `change_rate`, those that led to another completion over
-        all; `log_z`, `log_z_error` and `kl_from_proposal`, nats, as in `_evidence_metrics`. For N > 1 also `pass@k`
-        for k = 1, 2, 4, … N;
-        `oracle`, which is pass@N; `maj_acc`, correctness of the majority's answer; `bon_acc` and
-        `bon_self_reward`, of the completion with the largest self-reward; `cov_acc_self_reward`, the sample
-        covariance of correctness and self-reward, whose sign tells whether sharpening helps (the same,
-        Proposition 4, with the self-reward for log p).
+        Always `acc`, the mean of `correct` over all completions. Each of the following keys is present only if all
+        completions have what it needs: `self_reward`, their mean; `tokens`, mean length; `tokens_decoded`, mean number
+        of tokens decoded for one completion, rejected proposals included; `acceptance_rate`, the share of proposals
+        that were accepted, and `change_rate`, the share that led to another completion; `log_z`, `log_z_error` and
+        `kl_from_proposal`, nats, as in `_evidence_metrics`. For N > 1 also `pass@k` for k = 1, 2, 4, … N; `oracle`,
+        which is pass@N; `maj_acc`, correctness of the majority's answer; `bon_acc` and `bon_self_reward`, of the
+        completion with the largest self-reward; and `cov_acc_self_reward`, the sample covariance of correctness and
+        self-reward, whose sign says whether sharpening helps (Proposition 4, with the self-reward in place of log p).
 
     Raises:
-        ValueError: if there are no completions, not as many as verdicts, or a verdict is neither 1 nor 0.
+        ValueError: there are no completions, not as many completions as verdicts, or a verdict is neither 1 nor 0.
 
     >>> completion_metrics([1.0], ["yes"])
     {'acc': 1.0}
@@ -154,18 +150,18 @@ def _cost_metrics(completions: Sequence[str]) -> dict[str, float]:
     if len(stats) == len(completions):
         metrics["tokens_decoded"] = mean([s.tokens_decoded for s in stats])
         proposals = sum(s.proposals for s in stats)
-        if proposals:  # none in ancestral sampling
+        if proposals:  # ancestral sampling makes none
             metrics["acceptance_rate"] = sum(s.accepted for s in stats) / proposals
             metrics["change_rate"] = sum(s.changed for s in stats) / proposals
     return metrics
 
 
 def _evidence_metrics(completions: Sequence[str]) -> dict[str, float]:
-    """What the method tells of Z_alpha = Σ_x p(x)^alpha, nats; each only if all completions tell it.
+    """Estimates of Z_alpha = Σ_x p(x)^alpha by the method, nats; each only if all completions have it.
 
     `log_z` and `kl_from_proposal` (KL(p^alpha ‖ q), how far token-wise sampling from the proposal q is from the target)
-    are means over the completions, which are independent. `log_z_error` is the standard error of that `log_z`, from
-    those of the completions. A mean of log Ẑ of `smc` is low by about half the squared error of one completion's.
+    are means over the completions, which are independent. `log_z_error` is the standard error of that `log_z`, computed
+    from those of the completions. For `smc` the mean of log Ẑ is too low by about half the squared error of one log Ẑ.
     """
     told = [getattr(getattr(completion, "stats", None), "diagnostics", {}) for completion in completions]
     metrics = {}
@@ -177,7 +173,7 @@ def _evidence_metrics(completions: Sequence[str]) -> dict[str, float]:
 
 
 def self_reward(completion: str) -> float | None:
-    """The completion's own self-reward, nats per token; None where the model gave no finite log-probs."""
+    """The completion's own self-reward, nats per token; None if the model gave no finite log-probs."""
     value = getattr(completion, "self_reward", None)
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
@@ -188,14 +184,14 @@ def log_completions(
     completions: Sequence[str],
     answers: Sequence[Any] | None = None,
 ) -> None:
-    """Put what is known of each completion under `doc["lm_power"]`, for `--log_samples`.
+    """Put what is known about each completion under `doc["lm_power"]`, for `--log_samples`.
 
-    lm-eval logs `doc` after `process_results`, and hashes the copy that the request was built from
-    (`doc_hash`): a `datasets.Dataset` makes a new dict at each reading, so the hash stays as it was. What
-    is added are lists, one entry per completion, in the order of `resps` (padding left out): numbers, strings,
-    None for what a model does not tell, and for a completion's cost a dict (`lm_power.completion`: the
-    fields of `Stats`, and `steps`). Without verdicts (None) there is no `correct`. `drawn` is there where a text is not
-    as it was drawn, since a thinking section was taken off (`think_end_token`): the texts as they were drawn.
+    lm-eval logs `doc` after `process_results`, and hashes the copy that the request was built from (`doc_hash`). A
+    `datasets.Dataset` makes a new dict at each reading, so the hash does not change. The entries are lists with one
+    value per completion, in the order of `resps` and without padding: numbers, strings, None for what a model does not
+    tell, and for a completion's cost a dict (`lm_power.completion`: the fields of `Stats`, and `steps`). Without
+    verdicts (None) there is no `correct`. `drawn` has the texts as they were drawn; it is present only if a thinking
+    section was cut off one of them (`think_end_token`).
     """
     drawn = [getattr(completion, "drawn_text", completion) for completion in completions]
     tokens = [getattr(completion, "token_ids", None) for completion in completions]
@@ -225,12 +221,12 @@ def answer_results(
 ) -> dict[str, float]:
     """`process_results` of a task whose completions give an answer: the metrics of one document.
 
-    Compare each completion's answer with `doc["answer"]`, and log what is known of it with the document.
+    It compares each completion's answer with `doc["answer"]`, and logs what is known about it with the document.
 
     Args:
-        doc: the document; gains `doc["lm_power"]`.
-        results: as lm-eval hands them over.
-        extract: the final answer of a completion, None where it has none (which is wrong).
+        doc: the document; `doc["lm_power"]` is added to it.
+        results: as lm-eval passes them.
+        extract: returns the final answer of a completion, or None if it has none (which is wrong).
         equal: whether two answers are the same.
     """
     completions = real_completions(results)
@@ -244,13 +240,13 @@ def ungraded_results(doc: dict[str, Any], results: Iterable[Any]) -> dict[str, f
     """`process_results` of a task that is judged elsewhere: the metrics of one document that need no verdict.
 
     Args:
-        doc: the document; gains `doc["lm_power"]`, without verdicts.
-        results: as lm-eval hands them over.
+        doc: the document; `doc["lm_power"]` is added to it, without verdicts.
+        results: as lm-eval passes them.
 
     Returns:
         `self_reward`, `bon_self_reward` (N > 1), `tokens`, `tokens_decoded`, `acceptance_rate`, `change_rate`, `log_z`,
-        `log_z_error` and `kl_from_proposal` as in `completion_metrics`, so far as the completions know them: of a plain
-        text nothing is known.
+        `log_z_error` and `kl_from_proposal` as in `completion_metrics`, as far as the completions have them; a plain
+        text has none of them.
     """
     completions = real_completions(results)
     log_completions(doc, None, completions)

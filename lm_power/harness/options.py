@@ -17,12 +17,12 @@ SAMPLER_OPTIONS = tuple(name for name in option_names() if name != "max_new_toke
 LOADING_OPTIONS = (  # for --model_args alone
     "batch_shape", "cuda_graphs", "merge_adapter", "proposal_peft", "randomize_weights", "torch_compile",
 )  # fmt: skip
-# What changes the distribution that is sampled, in other libraries.
+# Options of other libraries that change the distribution that is sampled.
 _PENALTIES = (
     "repetition_penalty", "presence_penalty", "frequency_penalty", "length_penalty", "no_repeat_ngram_size",
     "typical_p", "logit_bias", "bad_words_ids",
 )  # fmt: skip
-# What tasks that assume greedy or plain sampled decoding say; the model's `method` decides instead.
+# Options in tasks that assume greedy or plain sampled decoding; here the model's `method` decides instead.
 _DECODING_NAMES = ("do_sample", "temperature", "top_k", "top_p", "min_p", "num_beams")
 
 
@@ -42,7 +42,7 @@ class Plan:
 
 
 def sampler_options(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the sampler's options, all others), from some of lm-eval's."""
+    """Split some of lm-eval's options into (the sampler's, all others)."""
     ours = {name: value for name, value in arguments.items() if name in SAMPLER_OPTIONS}
     return ours, {name: value for name, value in arguments.items() if name not in SAMPLER_OPTIONS}
 
@@ -50,11 +50,11 @@ def sampler_options(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
 def split_model_args(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(sampler options, HFLM's arguments), from all of `--model_args`.
 
-    What neither knows goes to transformers' `from_pretrained`, as in `hf`; unless it looks like a
-    misspelling of ours.
+    As in `hf`, an option that neither knows goes to transformers' `from_pretrained`, unless it looks like a misspelling
+    of ours.
 
     Raises:
-        OptionError: an unknown name close to a known one, or a length, which belongs into `--gen_kwargs`.
+        OptionError: an unknown name close to a known one, or a length, which belongs in `--gen_kwargs`.
     """
     ours, rest = sampler_options(arguments)
     known = set(inspect.signature(HFLM.__init__).parameters)
@@ -73,10 +73,10 @@ def plan_generation(
     """What a request's generation kwargs (the task's, overridden by `--gen_kwargs`) ask for.
 
     Args:
-        generation: as lm-eval hands them over.
+        generation: as lm-eval passes them.
         config: the sampler's options from `--model_args`, which these override.
         completions: store folder from `--model_args`.
-        default_length: `max_gen_toks` where none is given, tokens.
+        default_length: `max_gen_toks` if none is given, tokens.
 
     Raises:
         OptionError: unknown or wrong options.
@@ -88,8 +88,8 @@ def plan_generation(
     for name in _PENALTIES:
         if name in generation:
             raise OptionError(
-                f"{name}={generation[name]}: there is no such option here, since the target is the model's own "
-                "distribution to the power alpha, which a penalty would change; leave it out"
+                f"{name}={generation[name]}: there is no such option here, because the target is the model's own "
+                "distribution to the power alpha, and a penalty would change it; leave it out"
             )
     check_names(generation, known, "option in generation kwargs")
     lengths = {name: generation[name] for name in LENGTH_NAMES if generation.get(name) is not None}
@@ -106,7 +106,7 @@ def plan_generation(
 
 
 def store_folder(options: Mapping[str, Any], default: str | None = None) -> str | None:
-    """The folder that `completions` names in some options; a number, as lm-eval reads 2024, is a name too."""
+    """The folder that `completions` names. A number, which is how lm-eval reads 2024, is a valid name too."""
     folder = options.get("completions", default)
     if folder is None or (isinstance(folder, (str, int)) and not isinstance(folder, bool) and folder != ""):
         return None if folder is None else str(folder)
@@ -121,7 +121,7 @@ def _stop_strings(until: Any) -> tuple[str, ...]:
 
 
 def decoding_overruled(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """The decoding options in a request that `method` overrules; for one notice to the user."""
+    """The decoding options in a request that `method` overrules, for one notice to the user."""
     return {name: generation[name] for name in _DECODING_NAMES if name in generation}
 
 
@@ -138,7 +138,7 @@ def token_ids(option: str | int | Sequence[int] | None) -> list[int] | None:
 
 
 def refuse_several_processes(model: str, raised: str) -> None:
-    """Raise `OptionError` under several processes, for a model that shares its documents among none.
+    """Raise `OptionError` with several processes, for a model that does not share its documents among them.
 
     Args:
         model: its name.

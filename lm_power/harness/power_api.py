@@ -27,9 +27,9 @@ from lm_power.sampler import PowerSampler
 
 _STOCK = ("header", "verify_certificate", "ca_cert_path", "custom_prefix_token_id", "max_retries", "revision",
           "trust_remote_code", "batch_size", "max_batch_size", "device")  # fmt: skip
-"""Options that go on to lm-eval's own model as they are. It says a device to every model; to this one for nothing."""
-_LOADING = ("revision", "trust_remote_code")  # those that the tokenizer is loaded with
-_STOCK_WINDOW = 2048  # positions that lm-eval takes a server to have
+"""Options passed on to lm-eval's own model. lm-eval gives every model a device, which has no effect here."""
+_LOADING = ("revision", "trust_remote_code")  # options for loading the tokenizer
+_STOCK_WINDOW = 2048  # positions that lm-eval assumes a server has
 
 
 class PowerAPI(ServedGeneration, LocalCompletionsAPI):
@@ -39,25 +39,25 @@ class PowerAPI(ServedGeneration, LocalCompletionsAPI):
     --tasks math500`, beside `vllm serve MODEL`.
 
     Args:
-        base_url: of the server of completions; several of one model with + between them, among which rows are shared.
-        model: name that it is served by; default: the only one that is. `pretrained` is the same.
-        tokenizer: hub id or folder of the model's tokenizer; default: where the server says that the model comes from.
-        num_concurrent: rows, that is queries under way at a time.
-        top_logprobs: tokens that the server lists with each that it draws; proposals are confined to them.
-        completions: folder of a store; a run that was cut short goes on where it stopped.
-        max_length: positions for prompt and completion together; default: what the server tells.
-        data_parallel: replicas of each server (vLLM's `-dp N`): a row keeps to one.
+        base_url: URL of the server of completions; several servers of one model are joined by + and share the rows.
+        model: the name under which the model is served; default: the only one. `pretrained` means the same.
+        tokenizer: hub id or folder of the model's tokenizer; default: that of the checkpoint that the server names.
+        num_concurrent: rows, that is, queries under way at a time.
+        top_logprobs: number of tokens that the server lists with each token it draws; proposals are confined to them.
+        completions: folder of a store; a run that was cut short resumes from it.
+        max_length: positions for prompt and completion together; default: what the server says.
+        data_parallel: replicas of each server (vLLM's `-dp N`); each row stays on one of them.
         timeout: seconds that an answer may take.
-        patience: seconds that a query which fails is tried again for.
-        add_bos_token: whether prompts begin with BOS; default: as the tokenizer has it.
-        think_end_token: text, or id of the token, that ends the thinking section, which is cut off the answer.
-        eos_token_ids: tokens that end a completion, as 1/2; default: those of the tokenizer and of the generation
+        patience: seconds for which a failing query is tried again.
+        add_bos_token: whether prompts begin with BOS; default: as the tokenizer does it.
+        think_end_token: the text, or the id of the token, that ends the thinking section, which is cut off the answer.
+        eos_token_ids: tokens that end a completion, such as 1/2; default: those of the tokenizer and of the generation
             config beside it.
-        arguments: sampler options (`lm_power.config.SamplerConfig`), `explore` among them (0.03 by default), and those
-            of lm-eval's model in `_STOCK`.
+        arguments: sampler options (`lm_power.config.SamplerConfig`), including `explore` (0.03 by default), and the
+            options of lm-eval's model in `_STOCK`.
 
     Raises:
-        OptionError: a wrong option, or a server that cannot be used; nothing has been drawn then.
+        OptionError: a wrong option, or a server that cannot be used; it is raised before anything is drawn.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class PowerAPI(ServedGeneration, LocalCompletionsAPI):
         return str(Identity(str(self._sampler.host.card)))
 
     def prompt_ids(self, context: str) -> Sequence[int]:
-        """As the tokenizer has it, with its special tokens unless they are there already; or by `add_bos_token`."""
+        """As the tokenizer encodes it, with its special tokens unless already there, or as `add_bos_token` says."""
         if self._add_bos is None:
             return self._sampler.encode(context)
         tokens: list[int] = self.tokenizer.encode(context, add_special_tokens=self._add_bos)
@@ -153,12 +153,12 @@ class PowerAPI(ServedGeneration, LocalCompletionsAPI):
 
 
 def refuse_what_has_no_place(options: Mapping[str, Any]) -> None:
-    """Raise `OptionError` for options that the server decides, and for names that nobody knows."""
+    """Raise `OptionError` for options that the server decides, and for unknown names."""
     theirs = set(inspect.signature(HFLM.__init__).parameters) | {*LOADING_OPTIONS, "attn_implementation"}
     for name, value in options.items():
         if name == "proposal_peft":
             raise OptionError(
-                f"proposal_peft={value}: a token needs its probability under two models, and a server tells that of "
+                f"proposal_peft={value}: needs each token's probability under two models, and a server gives that of "
                 "one; use power-hf, or leave it out"
             )
         if name in LENGTH_NAMES:
@@ -166,7 +166,7 @@ def refuse_what_has_no_place(options: Mapping[str, Any]) -> None:
         if name in theirs and name not in _STOCK:
             raise OptionError(
                 f"{name}={value}: is an option of power-hf; here the weights are loaded where the server is started: "
-                "give it there what it needs, and leave this out"
+                "set it there, and leave it out here"
             )
     own = inspect.signature(PowerAPI.__init__).parameters
     known = [name for name in own if name not in ("self", "arguments")]

@@ -1,4 +1,4 @@
-"""The task class behind our tasks: N completions per problem by a stock flag, and the metrics declared once."""
+"""The task class of our tasks: N completions per problem by a stock flag, and one declaration of the metrics."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 class PowerTask(ConfigurableTask):
     """A YAML task (`class: !function lm_power.harness.power_task.PowerTask`) that can be repeated.
 
-    N, the completions per problem, is 1 unless the YAML says `repeats: N` or the command line
-    `--gen_kwargs n=N`, which wins. `n` goes no further: the model never sees it. The YAML needs neither
-    `metric_list` (`metrics.metric_list`) nor `filter_list` (an empty pipeline, which hands over all
-    completions; lm-eval's default keeps the first only).
+    N, the number of completions per problem, is 1 unless the YAML says `repeats: N` or the command line `--gen_kwargs
+    n=N`, which wins. The model never sees `n`. The YAML needs neither a `metric_list`, which is `metrics.metric_list`,
+    nor a `filter_list`, which is an empty pipeline that passes all completions on (lm-eval's default keeps only the
+    first).
 
     Raises:
         OptionError: N is not a whole number of at least 1.
@@ -41,35 +41,35 @@ class PowerTask(ConfigurableTask):
         super().__init__(data_dir, cache_dir, download_mode, settings)
 
     def set_config(self, key: str, value: Any, update: bool = False) -> None:
-        """lm-eval's; it brings `--gen_kwargs` here, whose `n` is checked before anything is decoded."""
+        """lm-eval's method, which passes `--gen_kwargs`; their `n` is checked here, before anything is decoded."""
         super().set_config(key, value, update)
         self._take_n()
 
     def build_all_requests(self, **options: Any) -> None:
-        """lm-eval's, for N completions per problem."""
+        """lm-eval's method, for N completions per problem."""
         self._take_n()
         self._declare_metrics()
         super().build_all_requests(**options)
-        for instance in self._instances:  # --cache_requests brings back an earlier run's number
+        for instance in self._instances:  # --cache_requests restores the number of an earlier run
             instance.repeats = self.config.repeats
 
     def apply_filters(self) -> Any:
-        """lm-eval's; before it, a notice where another model's N completions are copies of one another."""
+        """lm-eval's method, after a notice if all N completions of another model are copies."""
         n = self.config.repeats
         if n > 1 and self._instances and all(_are_copies(request.resps[:n]) for request in self._instances):
             logger.warning(
-                "%s: the %d completions of every problem are the same text, so N > 1 tells nothing here. Let the model "
-                "sample (do_sample=true,temperature=0.6). API models send one seed with every request, unless told "
+                "%s: the %d completions of every problem are the same text, so N > 1 adds nothing. Let the model "
+                "sample (do_sample=true,temperature=0.6). API models send one seed with every request, except with "
                 """--gen_kwargs '{"n": %d, "do_sample": true, "temperature": 0.6, "seed": null}'.""",
                 self.config.task, n, n,
             )  # fmt: skip
         return super().apply_filters()
 
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
-        """lm-eval's, without the completions beyond N.
+        """lm-eval's method, without the completions beyond N.
 
-        Under several processes lm-eval fills a short rank up with clones of its last request, whose
-        completions come after the document's own: they would give it more chances than the others.
+        With several processes lm-eval fills up a rank that has fewer requests with clones of its last one. Their
+        completions come after the document's own, and would give it more chances than the others.
         """
         n = self.config.repeats
         own = [result[:n] if isinstance(result, list) else result for result in results]
@@ -82,7 +82,7 @@ class PowerTask(ConfigurableTask):
             self.config.repeats = completions_per_problem("n", generation.pop("n"), "--gen_kwargs n=8")
 
     def _declare_metrics(self) -> None:
-        """Declare the metrics that N brings with it; --predict_only has replaced all metrics by "bypass"."""
+        """Declare the metrics for N completions, unless --predict_only has replaced all metrics by "bypass"."""
         if "bypass" in self._metric_fn_list:
             return
         for entry in metric_list(self.config.repeats):
@@ -95,7 +95,7 @@ class PowerTask(ConfigurableTask):
 
 
 def _are_copies(completions: list[str]) -> bool:
-    """Whether a model that tells no log-probabilities gave one text for all; a sampler of ours may mean it."""
+    """Whether a model without log-probabilities gave the same text each time; our samplers may do so by chance."""
     return len(set(completions)) == 1 and self_reward(completions[0]) is None
 
 

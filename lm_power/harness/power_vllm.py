@@ -44,15 +44,15 @@ class PowerVLLM(ServedGeneration, VLLM):
 
     Args:
         pretrained: hub id or folder, as in `vllm`.
-        completions: folder of a store; a run that was cut short goes on where it stopped.
-        top_logprobs: tokens that the engine lists with each that it draws; proposals are confined to them.
+        completions: folder of a store; a run that was cut short resumes from it.
+        top_logprobs: number of tokens that the engine lists with each token it draws; proposals are confined to them.
         kv_block_size: vLLM's `block_size`, tokens in a block of its cache. `block_size` and `seed` are the sampler's.
-        eos_token_ids: tokens that end a completion, as 1/2; default: those of the generation config (or config) and of
-            the tokenizer.
+        eos_token_ids: tokens that end a completion, such as 1/2; default: those of the generation config (or config)
+            and of the tokenizer.
         lora_local_path: folder of a LoRA adapter; `max_lora_rank` is its rank by default.
-        arguments: sampler options (`lm_power.config.SamplerConfig`), `explore` among them (0.03 by default), those of
-            lm-eval's `vllm`, and vLLM's own. `batch_size` is the number of completions drawn side by side, "auto" for
-            as many as the engine takes (`max_num_seqs`).
+        arguments: sampler options (`lm_power.config.SamplerConfig`), including `explore` (0.03 by default), those of
+            lm-eval's `vllm`, and vLLM's own. `batch_size` is the number of completions drawn side by side, or "auto"
+            for as many as the engine takes (`max_num_seqs`).
 
     Raises:
         OptionError: a wrong or misspelt option, before the model is loaded.
@@ -96,7 +96,7 @@ class PowerVLLM(ServedGeneration, VLLM):
 
     @functools.cached_property
     def model_name(self) -> str:
-        """The model as the store records it: "name@fingerprint", where the weights are those of its checkpoint."""
+        """The model as the store records it: "name@fingerprint", if the weights are those of its checkpoint."""
         given, of_model = self.model_args, self.model.llm_engine.model_config
         found = None
         if of_model.quantization is None and given.get("load_format") != "dummy":

@@ -1,9 +1,9 @@
-"""What can be wrong with a run, found before lm-eval loads the model: data files, and options in `--gen_kwargs`.
+"""Finds wrong data files and wrong options in `--gen_kwargs` before lm-eval loads the model.
 
-lm-eval loads the model first and the tasks after it, so that a misspelt file costs the time that a model takes. The
-plugin has lm-eval's `simple_evaluate` call `prepare` first. It loads our tasks, which draw nothing from the global
-random numbers that lm-eval seeds later, and hands them over, so that nothing is loaded twice. All other tasks are
-loaded when lm-eval loads them; wrong options for these are found before the first token is drawn.
+lm-eval loads the model first and the tasks after it, so a misspelt file name would be found only after minutes. The
+plugin makes lm-eval's `simple_evaluate` call `prepare` first. It loads our tasks, which draw nothing from the global
+random numbers that lm-eval seeds later, and passes them on, so that nothing is loaded twice. All other tasks are loaded
+when lm-eval loads them; wrong options for these are found before the first token is drawn.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lm_power.config import SamplerConfig
 from lm_power.harness.options import plan_generation, sampler_options
 from lm_power.harness.power_task import PowerTask, completions_per_problem
 
-_ANY_LENGTH = 256  # HFLM's default; the length that the model gives is checked with the prompts
+_ANY_LENGTH = 256  # HFLM's default; the model's real length is checked together with the prompts
 
 
 def prepare(
@@ -31,18 +31,18 @@ def prepare(
     task_manager: TaskManager,
     gen_kwargs: str | Mapping[str, Any] | None,
 ) -> list[Any]:
-    """`tasks` with each of ours loaded, after a check of the options that our models would be given.
+    """`tasks`, with each of ours loaded, after a check of the options that our models would get.
 
     Args:
         samples: whether the model is one of ours, which takes sampler options.
-        folder: of our tasks.
+        folder: the folder of our tasks.
         model_args: the model's options, as text or mapping; None for none.
         tasks: names, configs or tasks.
-        task_manager: what loads them.
+        task_manager: loads the tasks.
         gen_kwargs: generation options that override the tasks', as text or mapping; None for none.
 
     Raises:
-        LMPowerError: a wrong option, a data file that is missing or is not as it must be.
+        LMPowerError: a wrong option, or a data file that is missing or malformed.
     """
     prepared: list[Any] = []
     loaded: list[Task] = []

@@ -65,10 +65,21 @@ class Results:
         sampler = self._sampler
         if sampler is not None and "model" in sampler:
             return Identity.parse(str(sampler["model"]))
+        return self.named_weights
+
+    @property
+    def named_weights(self) -> Identity | None:
+        """The weights as the command line names them, without a fingerprint; None where the file does not tell."""
         arguments = self.model_arguments
         name = arguments.get("pretrained") or arguments.get("model") or self.content.get("model_name")
-        randomized = arguments.get("randomize_weights") is True
-        return Identity(str(name), arguments.get("peft") or None, randomized) if name else None
+        if not name:
+            return None
+        return Identity(
+            str(name),
+            peft=arguments.get("peft") or None,
+            randomized=arguments.get("randomize_weights") is True,
+            merged=arguments.get("merge_adapter") is True,
+        )
 
     @property
     def _sampler(self) -> dict[str, Any] | None:

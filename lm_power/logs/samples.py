@@ -32,26 +32,29 @@ class LogError(UserError):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
-    """One completion of one problem; None for what the model, the task or the log does not tell.
+class LoggedCompletion:
+    """One completion of one problem, as a log or a store has it; None for what neither tells.
 
     Attributes:
         text: the completion, as the task graded it.
         correct: the task's verdict, 1.0 or 0.0; for tasks with partial credit anything between.
         answer: final answer as the task extracted it, as a string; None also where there was none to extract.
         self_reward: `(1/|x|) Σ_t log p(x_t | x_<t)`, nats per token.
+        sum_log_prob: log p(x | prompt), nats.
         finish_reason: "eos", "stop" or "length".
         tokens: its length, EOS included.
         tokens_decoded: tokens decoded for it, rejected work included.
         seconds: wall-clock from its start on the engine to its end, shared with the rows beside it.
         steps: its Metropolis-Hastings steps; empty columns where the method makes none.
         log_z, kl_from_proposal: what its method tells of Z_alpha and its proposal, nats (`lm_power.chains.evidence`).
+        drawn_text: its text as it was drawn, where a thinking section was cut off before grading; else None.
     """
 
     text: str
     correct: float | None = None
     answer: str | None = None
     self_reward: float | None = None
+    sum_log_prob: float | None = None
     finish_reason: str | None = None
     tokens: int | None = None
     tokens_decoded: int | None = None
@@ -59,17 +62,7 @@ class Facts:
     steps: Steps | None = None
     log_z: float | None = None
     kl_from_proposal: float | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Logged(Facts):
-    """A completion on a line.
-
-    Attributes:
-        drawn: its text as it was drawn, where a thinking section was taken off before grading; else as `text`.
-    """
-
-    drawn: str = dataclasses.field(kw_only=True)
+    drawn_text: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,7 +101,7 @@ class Document:
     request: Any
     generation: dict[str, Any]
     filter: str
-    completions: tuple[Logged, ...]
+    completions: tuple[LoggedCompletion, ...]
     padding: tuple[str, ...]
     is_ours: bool
     has_answers: bool
@@ -205,7 +198,7 @@ def _document(line: Mapping[str, Any], where: str, repeats: int | None) -> Docum
         own = texts[:repeats]
         # Of several completions it cannot be told whose verdict it is.
         facts: dict[str, Any] = {"correct": verdict, "answer": _filtered(line, own[0])} if len(own) == 1 else {}
-        completions = tuple(Logged(text, drawn=text, **facts) for text in own)
+        completions = tuple(LoggedCompletion(text, **facts) for text in own)
     digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
     return Document(
         where=where,
@@ -229,7 +222,7 @@ def _document(line: Mapping[str, Any], where: str, repeats: int | None) -> Docum
     )
 
 
-def _ours(texts: Sequence[str], log: Mapping[str, Any]) -> tuple[Logged, ...]:
+def _ours(texts: Sequence[str], log: Mapping[str, Any]) -> tuple[LoggedCompletion, ...]:
     """The completions of a task of ours; texts beyond those that it logs are padding of a short rank."""
     n = len(log["finish_reason"])
     if n == 0 or n > len(texts):
@@ -252,25 +245,27 @@ def _one_of_ours(
     finish_reason: Any,
     tokens: Any,
     cost: Any,
-) -> Logged:
+) -> LoggedCompletion:
     if finish_reason is not None and finish_reason not in FINISH_REASONS:
         raise ValueError(f"doc.lm_power: finish_reason={finish_reason!r}: must be {' or '.join(FINISH_REASONS)}")
     if cost is not None and not isinstance(cost.get("tokens_decoded"), int):
         raise ValueError(f"doc.lm_power: cost={cost!r:.80}: must have tokens_decoded")
     steps = None if cost is None else cost.get("steps")
     known = {name: steps[name] for name in _STEP_COLUMNS if name in steps} if isinstance(steps, Mapping) else {}
-    return Logged(
+    reward = finite(self_reward)
+    return LoggedCompletion(
         text=text,
-        drawn=text if drawn is None else drawn,
         correct=_verdict(correct) if graded else None,
         answer=None if answer is None else str(answer),
-        self_reward=finite(self_reward),
+        self_reward=reward,
+        sum_log_prob=None if reward is None or tokens is None else reward * tokens,
         finish_reason=finish_reason,
         tokens=tokens,
         tokens_decoded=None if cost is None else cost["tokens_decoded"],
         seconds=None if cost is None else finite(cost.get("seconds")),
         steps=Steps.from_record(known) if len(known) == len(_STEP_COLUMNS) else None,
         **evidence(None if cost is None else cost.get("diagnostics")),
+        drawn_text=drawn,
     )
 
 

@@ -1,11 +1,9 @@
 """The covariance probe: does power sampling raise exactly those rewards that co-vary with self-reward?
 
-Two experiments of Tomihari & Sato (2026), on completions that are stored already, and on any model:
-
-* `probe`: "Synthetic random rewards" and Figure 3. A reward made from a hash has nothing to do with the model. Mixed
-  with self-reward, it has whatever covariance with it we choose. By Proposition 4 its gain under power sampling should
-  rise in proportion to that covariance.
-* `slope_and_covariance`: Proposition 4 itself, `d/dα E_π[r] = Cov_π(r, log p)`, for any reward.
+This is the experiment "Synthetic random rewards" of Tomihari & Sato (2026), Figure 3, for any model and for completions
+that are stored already. A reward made from a hash has nothing to do with the model. Mixed with self-reward, it has
+whatever covariance with it we choose. By Proposition 4, `d/dα E_π[r] = Cov_π(r, log p)`, its gain under power sampling
+should rise in proportion to that covariance.
 
 **How values are standardised.** Proposition 4 holds for each prompt by itself. So every covariance here is taken within
 a prompt and then averaged over prompts with equal weights: sampling cannot make use of differences in self-reward
@@ -22,7 +20,6 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.integrate
 import scipy.stats
 
 from lm_power.decoding import FloatArray
@@ -190,71 +187,5 @@ def _line(values: FloatArray, resampled: FloatArray, prompts: int) -> Line:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class SlopeAndCovariance:
-    """Both sides of Proposition 4 from samples, with standard errors.
-
-    Attributes:
-        slope: `(E_b[r] − E_a[r]) / (b − a)`, averaged over prompts.
-        covariance: Cov(r, log p) within prompts, averaged over prompts and over alpha from a to b.
-        difference: slope minus covariance; its expectation is 0, up to the error of Simpson's rule.
-        p_value: of a t-test over prompts that the difference is 0.
-    """
-
-    slope: Estimate
-    covariance: Estimate
-    difference: Estimate
-    p_value: float
-
-
-def slope_and_covariance(
-    alphas: Sequence[float], rewards: Sequence[FloatArray], log_probs: Sequence[FloatArray]
-) -> SlopeAndCovariance:
-    """Measure `d/dα E_π[r] = Cov_π(r, log p)` (Tomihari & Sato 2026, Proposition 4) on samples of π ∝ p^alpha.
-
-    The slope over an interval [a, b] is the mean of the derivative over it: `(E_b[r] − E_a[r]) / (b − a) =
-    1/(b − a) ∫ Cov_α(r, log p) dα`. It is therefore compared with Simpson's integral of the covariances, whose error
-    falls with the fifth power of the step, and not with a single covariance in the middle.
-
-    Standard errors are those of the draws, given the prompts, since both sides estimate one number for each prompt.
-    The errors of the two sides come from the variances of the draws. The same draws enter both, so the error of the
-    difference comes from its scatter over prompts.
-
-    Args:
-        alphas: an odd number of them, three or more, evenly spaced and rising.
-        rewards: for each alpha float64 [prompts, N]; N may differ between alphas.
-        log_probs: likewise, log p(x | prompt) of the whole completion, nats (not a token).
-
-    Raises:
-        ValueError: the alphas are not evenly spaced, shapes differ, or fewer than two prompts or completions.
-    """
-    steps = np.diff(alphas)
-    if len(alphas) < 3 or not len(alphas) % 2 or steps[0] <= 0 or not np.allclose(steps, steps[0]):
-        raise ValueError(f"alphas {list(alphas)}: must be an odd number >= 3 of them, rising, evenly spaced")
-    shapes = [(r.shape, x.shape) for r, x in zip(rewards, log_probs, strict=True)]
-    if len(shapes) != len(alphas) or any(r != x or len(r) != 2 or min(r) < 2 for r, x in shapes):
-        raise ValueError(f"shapes {shapes}: must be [prompts, N] twice for each of {len(alphas)} alphas, >= 2 each")
-    width = alphas[-1] - alphas[0]
-    slopes = (rewards[-1].mean(axis=1) - rewards[0].mean(axis=1)) / width
-    products = [_centred(r) * _centred(x) for r, x in zip(rewards, log_probs, strict=True)]
-    covariances = np.array([p.sum(axis=1) / (p.shape[1] - 1) for p in products])
-    averages = scipy.integrate.simpson(covariances, x=np.asarray(alphas), axis=0) / width
-    differences = slopes - averages
-    # Simpson's weights: the integral of each unit vector.
-    weights = scipy.integrate.simpson(np.eye(len(alphas)), x=np.asarray(alphas), axis=1) / width
-    slope_error = np.hypot(_error(rewards[0]), _error(rewards[-1])) / width
-    covariance_error = np.sqrt(sum((w * _error(p)) ** 2 for w, p in zip(weights, products, strict=True)))
-    pairs = (slopes, slope_error), (averages, covariance_error), (differences, scipy.stats.sem(differences))
-    slope, covariance, difference = (Estimate(float(x.mean()), float(error), len(x)) for x, error in pairs)
-    p_value = float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
-    return SlopeAndCovariance(slope, covariance, difference, p_value)
-
-
 def _centred(values: FloatArray) -> FloatArray:
     return values - values.mean(axis=1, keepdims=True)
-
-
-def _error(draws: FloatArray) -> float:
-    """Standard error of the mean over prompts of the means of `draws` [prompts, N], given the prompts."""
-    prompts, n = draws.shape
-    return float(np.sqrt((draws.var(axis=1, ddof=1) / n).sum()) / prompts)

@@ -219,7 +219,7 @@ class TopKDecoder:
 
     def rollback(self, row: int) -> int:
         """Give up what a row is decoding or has decoded; the tokens given up, as far as they have come."""
-        given_up, pending = self.drawn(row), self._row[row].pending
+        given_up, pending = self.tokens_decoded(row), self._row[row].pending
         if pending is not None and pending.number is not None:
             del self._asked[pending.number]
             self.client.abort([pending.number])
@@ -228,7 +228,7 @@ class TopKDecoder:
         self._row[row].pending = None
         return given_up
 
-    def drawn(self, row: int) -> int:
+    def tokens_decoded(self, row: int) -> int:
         """Tokens that have come for a row's request."""
         pending = self._row[row].pending
         return 0 if pending is None else len(pending.tokens)

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: a run cannot be read or compared, or the folder cannot be written or holds something else.
     """
     # Here, and not above: matplotlib and scipy would slow down `lm-power --help`.
-    from lm_power.report.formats import to_markdown
+    from lm_power.report.formats import to_text
     from lm_power.report.matching import match
     from lm_power.report.reading import read_runs
     from lm_power.report.writing import write_report
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
             _put_in_place(fresh, output)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written ({error}); name a folder that can be") from error
-    print(to_markdown([section.tables[0] for section in sections]))
+    print("\n".join(to_text(section.tables[0], caption=True) for section in sections))
     print(f"Written: {output / 'index.html'}")
 
 

@@ -86,7 +86,9 @@ def majority_curve(run: Run) -> Curve | None:
 
 def by_correctness(run: Run, quantity: Quantity) -> Split | None:
     """A quantity of every completion, by correctness; None if some completion lacks it or a verdict."""
-    pairs = [(answer.correct, quantity(answer)) for problem in run.problems for answer in problem.answers]
+    pairs = [
+        (completion.correct, quantity(completion)) for problem in run.problems for completion in problem.completions
+    ]
     if any(correct is None or value is None for correct, value in pairs):
         return None
     return Split(
@@ -117,10 +119,10 @@ def reliability(run: Run) -> list[Bin]:
     """
     if not (run.has_correct and run.has_self_reward):
         return []
-    owner = np.repeat(np.arange(len(run.problems)), [len(p.answers) for p in run.problems])
-    answers = [answer for p in run.problems for answer in p.answers]
-    correct = np.array([answer.correct for answer in answers], dtype=float)
-    reward = np.array([answer.self_reward for answer in answers], dtype=float)
+    owner = np.repeat(np.arange(len(run.problems)), [len(p.completions) for p in run.problems])
+    completions = [completion for p in run.problems for completion in p.completions]
+    correct = np.array([completion.correct for completion in completions], dtype=float)
+    reward = np.array([completion.self_reward for completion in completions], dtype=float)
     edges = np.quantile(reward, np.arange(1, DECILES) / DECILES, method="inverted_cdf")
     which = np.searchsorted(np.unique(edges), reward)
     return [
@@ -152,9 +154,9 @@ def _acceptance(run: Run, place: Callable[[np.ndarray, np.ndarray, np.ndarray], 
     """Accepted steps over steps in the bins where `place` puts the columns (stage, cut, length)."""
     owners, columns = [], []
     for index, problem in enumerate(run.problems):
-        for answer in problem.answers:
-            if answer.steps is not None and answer.steps.stage:
-                steps = answer.steps
+        for completion in problem.completions:
+            if completion.steps is not None and completion.steps.stage:
+                steps = completion.steps
                 owners.append(np.full(len(steps.stage), index))
                 columns.append(np.array([steps.stage, steps.cut, steps.length, steps.accepted]))
     if not columns:

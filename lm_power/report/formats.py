@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 
 from lm_power.report.tables import Cell, Column, Table
@@ -13,6 +14,7 @@ from lm_power.stats.means import Estimate
 
 _LONGEST = 500
 """Characters of a cell or note for readers; the CSV has all of it."""
+_CAPTION_WIDTH = 100
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
@@ -26,8 +28,8 @@ def to_markdown(tables: Sequence[Table]) -> str:
     return "\n".join(_markdown(table) for table in tables)
 
 
-def to_text(table: Table) -> str:
-    """The table for a terminal: its title, the rows in aligned columns, its notes; no caption."""
+def to_text(table: Table, *, caption: bool = False) -> str:
+    """The table for a terminal: its title, its caption if wanted, the rows in aligned columns, its notes."""
     rows = [[_line(cell, _LONGEST) for cell in row] for row in [table.header, *table.texts()]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = [_is_text(table, column) for column in table.columns if column.title]
@@ -38,7 +40,10 @@ def to_text(table: Table) -> str:
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([_line(table.title, None), "", *lines, *(f"note: {_line(n, None)}" for n in table.notes), ""])
+    told = [*textwrap.wrap(_line(table.caption, None), _CAPTION_WIDTH), ""] if caption else []
+    return "\n".join(
+        [_line(table.title, None), "", *told, *lines, *(f"note: {_line(n, None)}" for n in table.notes), ""]
+    )
 
 
 def to_csv(table: Table) -> str:

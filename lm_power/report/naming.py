@@ -37,8 +37,7 @@ def describe_evaluation(results: Results, generation: Mapping[str, Any]) -> Desc
         # Weights that carry one name are told apart by their fingerprint.
         **({"weights": weights.fingerprint} if weights is not None and weights.fingerprint else {}),
     }  # fmt: skip
-    name = str(arguments.get("pretrained") or arguments.get("model") or results.content.get("model_name"))
-    model = display_name(name, arguments.get("peft"), arguments.get("randomize_weights") is True)
+    model = display_name(results.named_weights or Identity("unnamed model"))
     return Description(model, method, options, {k: v for k, v in settings.items() if k not in _NOT_SETTINGS})
 
 
@@ -47,7 +46,7 @@ def describe_store(model: str, config: Mapping[str, Any]) -> Description:
     weights = Identity.parse(model)
     options = {key: value for key, value in config.items() if key not in ("method", "stop", "eos_ids")}
     return Description(
-        model=display_name(weights.pretrained, weights.peft, weights.randomized),
+        model=display_name(weights),
         method=str(config["method"]),
         options=options,
         settings={
@@ -60,16 +59,16 @@ def describe_store(model: str, config: Mapping[str, Any]) -> Description:
     )
 
 
-def display_name(pretrained: str, peft: object = None, randomised: bool = False) -> str:
+def display_name(weights: Identity) -> str:
     """A short name: the last part of an id or path, with its parent where that says little.
 
-    >>> display_name("Qwen/Qwen2.5-7B"), display_name("examples/pocket/model", "runs/lora/adapter", False)
+    >>> display_name(Identity("Qwen/Qwen2.5-7B")), display_name(Identity("pocket/model", peft="runs/lora/adapter"))
     ('Qwen2.5-7B', 'pocket/model + lora/adapter')
-    >>> display_name("Qwen/Qwen2.5-7B", None, True)
-    'Qwen2.5-7B (RandW)'
+    >>> display_name(Identity("some/m", peft="a", merged=True)), display_name(Identity("some/m", randomized=True))
+    ('m + a (merged)', 'm (RandW)')
     """
-    name = " + ".join(_last_part(str(path)) for path in (pretrained, peft) if path)
-    return f"{name} (RandW)" if randomised else name
+    name = " + ".join(_last_part(path) for path in (weights.pretrained, weights.peft) if path)
+    return f"{name}{' (merged)' * weights.merged}{' (RandW)' * weights.randomized}"
 
 
 def with_unique_labels(runs: Sequence[Run]) -> list[Run]:

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lm_power.chains import METHODS
 from lm_power.report.figures import Figure, Omitted
 from lm_power.report.problems import write_problems
 from lm_power.report.rendering import data_uri, policy, unique_slugs, write_html
@@ -95,10 +96,12 @@ def _figure(figure: Figure, folder: Path) -> dict[str, Any]:
 
 
 def _run(run: Run) -> dict[str, Any]:
+    method = METHODS.get(run.method)  # None for another model's
     facts: dict[str, Any] = {
         "read from": run.folder,
         "model": run.model,
-        "sampling": run.method,
+        "sampling": run.method if method is None else f"{run.method}: {method.summary}",
+        "distribution": None if method is None else method.exact,
         "completions per problem": run.n,
         "task version": run.task_version,
         "lm-eval's own metrics": _pairs({name: f"{value:.4g}" for name, value in run.metrics.items()}),

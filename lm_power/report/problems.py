@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from lm_power.logs.samples import LoggedCompletion
 from lm_power.report.rendering import number, policy, template_text, write_html
-from lm_power.report.runs import Answer, Comparison, Problem, Run
+from lm_power.report.runs import Comparison, Problem, Run
 from lm_power.report.visible import one_line, short_labels
 
 HEAD, TAIL = 7_000, 3_000
@@ -95,7 +96,7 @@ def share_right(problem: Problem) -> float | None:
     """The verdict on the problem's completions together, or their mean verdict; None if neither is there."""
     if problem.verdict is not None:
         return problem.verdict
-    verdicts = [answer.correct for answer in problem.answers]
+    verdicts = [completion.correct for completion in problem.completions]
     known = [verdict for verdict in verdicts if verdict is not None]
     return sum(known) / len(known) if known and len(known) == len(verdicts) else None
 
@@ -143,8 +144,8 @@ def _right_of(problem: Problem) -> str:
     share = share_right(problem)
     if share is None:
         return "–"
-    right = share * len(problem.answers)
-    return f"{right:.4g}/{len(problem.answers)}"
+    right = share * len(problem.completions)
+    return f"{right:.4g}/{len(problem.completions)}"
 
 
 def _variants(
@@ -162,20 +163,20 @@ def _variants(
 
 
 def _side(run: Run, problem: Problem, label: str) -> dict[str, object]:
-    rewards = [answer.self_reward for answer in problem.answers if answer.self_reward is not None]
+    rewards = [completion.self_reward for completion in problem.completions if completion.self_reward is not None]
     best = max(rewards) if len(rewards) > 1 and min(rewards) < max(rewards) else None
     first_with: dict[str, int] = {}
     rows = []
-    for position, answer in enumerate(problem.answers, start=1):
-        first = first_with.setdefault(answer.text, position)
+    for position, completion in enumerate(problem.completions, start=1):
+        first = first_with.setdefault(completion.text, position)
         rows.append(
             {
-                "verdict": _verdict(answer),
-                "verdict_class": {None: "soft", 1.0: "right", 0.0: "wrong"}.get(answer.correct, ""),
-                "facts": _facts(answer, best),
-                "open": len(answer.text) <= OPEN,
+                "verdict": _verdict(completion),
+                "verdict_class": {None: "soft", 1.0: "right", 0.0: "wrong"}.get(completion.correct, ""),
+                "facts": _facts(completion, best),
+                "open": len(completion.text) <= OPEN,
                 "same_as": first if first < position else None,
-                "text": excerpt(answer.text, f"{run.folder}, document {problem.doc_id}, completion {position}"),
+                "text": excerpt(completion.text, f"{run.folder}, document {problem.doc_id}, completion {position}"),
             }
         )
     share = share_right(problem)
@@ -183,23 +184,23 @@ def _side(run: Run, problem: Problem, label: str) -> dict[str, object]:
     return {"label": label, "outcome": outcome, "rows": rows}
 
 
-def _verdict(answer: Answer) -> str:
-    if answer.correct is None:
+def _verdict(completion: LoggedCompletion) -> str:
+    if completion.correct is None:
         return "not graded"
-    return {1.0: "✓ right", 0.0: "✗ wrong"}.get(answer.correct, f"score {answer.correct:.3g}")
+    return {1.0: "✓ right", 0.0: "✗ wrong"}.get(completion.correct, f"score {completion.correct:.3g}")
 
 
-def _facts(answer: Answer, best: float | None) -> list[str]:
+def _facts(completion: LoggedCompletion, best: float | None) -> list[str]:
     facts = []
-    if answer.answer is not None:
-        facts.append(f"answer {one_line(answer.answer, 40)}")
-    if answer.self_reward is not None:
-        star = " ★ best" if answer.self_reward == best else ""
-        facts.append(f"self-reward {number(answer.self_reward, 3)}{star}")
-    if answer.tokens is not None:
-        facts.append(f"{answer.tokens:,} tokens")
-    if answer.tokens_decoded is not None:
-        facts.append(f"{answer.tokens_decoded:,} decoded")
-    if answer.finish_reason == "length":
+    if completion.answer is not None:
+        facts.append(f"answer {one_line(completion.answer, 40)}")
+    if completion.self_reward is not None:
+        star = " ★ best" if completion.self_reward == best else ""
+        facts.append(f"self-reward {number(completion.self_reward, 3)}{star}")
+    if completion.tokens is not None:
+        facts.append(f"{completion.tokens:,} tokens")
+    if completion.tokens_decoded is not None:
+        facts.append(f"{completion.tokens_decoded:,} decoded")
+    if completion.finish_reason == "length":
         facts.append("cut off at the length limit")
     return facts

@@ -14,9 +14,9 @@ from typing import Any
 
 from lm_power.errors import UserError
 from lm_power.logs.results import Results, read_results, time_of
-from lm_power.logs.samples import AGAIN, Document, Facts, read_samples
+from lm_power.logs.samples import AGAIN, Document, read_samples
 from lm_power.report.naming import default_label, describe_evaluation
-from lm_power.report.runs import Answer, Dataset, Problem, Run
+from lm_power.report.runs import Dataset, Problem, Run
 from lm_power.report.stored import read_stored_runs
 
 
@@ -139,7 +139,7 @@ def _read_task(results: Results, task: str, path: Path) -> Iterator[Run]:
 
 def _make_run(results: Results, task: str, name: str, documents: Sequence[Document], path: Path) -> Run:
     problems = tuple(map(_problem, documents))
-    sizes = sorted({len(problem.answers) for problem in problems})
+    sizes = sorted({len(problem.completions) for problem in problems})
     if len(sizes) > 1:
         raise UserError(f"{path}: documents have {sizes[0]} to {sizes[-1]} completions; all must have the same number")
     described = describe_evaluation(results, documents[0].generation)
@@ -164,20 +164,13 @@ def _make_run(results: Results, task: str, name: str, documents: Sequence[Docume
 
 
 def _problem(document: Document) -> Problem:
-    columns = [field.name for field in dataclasses.fields(Facts)]
     return Problem(
         doc_id=document.doc_id,
         doc_hash=document.doc_hash,
         prompt_hash=document.prompt_hash,
         prompt=document.prompt,
         target=document.target,
-        answers=tuple(
-            Answer(
-                sum_log_prob=None if c.self_reward is None or c.tokens is None else c.self_reward * c.tokens,
-                **{name: getattr(c, name) for name in columns},
-            )
-            for c in document.completions
-        ),
+        completions=document.completions,
         verdict=document.verdict if len(document.completions) > 1 else None,
     )
 
@@ -201,7 +194,7 @@ def _seconds(results: Mapping[str, Any], problems: Sequence[Problem]) -> tuple[f
         return None, []
     if len(results["configs"]) > 1:
         return None, [f"seconds per problem: unknown, since the command ran {len(results['configs'])} tasks"]
-    longest = max((a.seconds for p in problems for a in p.answers if a.seconds is not None), default=0.0)
+    longest = max((a.seconds for p in problems for a in p.completions if a.seconds is not None), default=0.0)
     if longest > float(total):
         return None, [
             "seconds per problem: unknown, since the run was resumed and some completions come from an earlier command"
@@ -261,5 +254,7 @@ def _identity(run: Run) -> str:
     ):
         digest.update(repr(part).encode())
     for problem in run.problems:
-        digest.update(repr((problem.prompt_hash, [hash(answer.text) for answer in problem.answers])).encode())
+        digest.update(
+            repr((problem.prompt_hash, [hash(completion.text) for completion in problem.completions])).encode()
+        )
     return digest.hexdigest()

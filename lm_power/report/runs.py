@@ -1,4 +1,4 @@
-"""What a report is made of: answers, problems, runs, and comparisons of runs on the same problems.
+"""What a report is made of: completions, problems, runs, and comparisons of runs on the same problems.
 
 `reading.read_runs` makes `Run`s of lm-eval's output folders and of stores, `matching.match` makes one `Comparison` per
 task of them, `summary` and `figure_data` compute from them, `tables` writes their numbers down. The command then calls,
@@ -10,8 +10,8 @@ and once, with a `page.Section(comparison, tables, figures)` for every compariso
 
     page.write_page(sections, folder) -> Path                     # folder/index.html
 
-All texts here (prompts, answers, labels, notes) are as the model or the user gave them. Code that writes them into a
-format must escape them.
+All texts here (prompts, completions, labels, notes) are as the model or the user gave them. Code that writes them into
+a format must escape them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lm_power.logs.samples import Facts
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answer(Facts):
-    """A completion, as a report has it.
-
-    Attributes:
-        sum_log_prob: log p(x | prompt), nats.
-    """
-
-    sum_log_prob: float | None = None
+from lm_power.logs.samples import LoggedCompletion
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,7 +34,7 @@ class Problem:
         prompt_hash: SHA-256 of the prompt, hex, as lm-eval has it.
         prompt: what the model was given (of a chat model, with the template applied).
         target: the reference answer as the task prints it; None in a store.
-        answers: the completions, in the order of their repeats.
+        completions: in the order of their repeats.
         verdict: on all completions together, from 0 to 1, where the task does not grade each one (majority votes).
     """
 
@@ -54,7 +43,7 @@ class Problem:
     prompt_hash: str
     prompt: str
     target: str | None
-    answers: tuple[Answer, ...]
+    completions: tuple[LoggedCompletion, ...]
     verdict: float | None = None
 
 
@@ -129,13 +118,13 @@ class Run:
 
     @property
     def has_correct(self) -> bool:
-        """Whether every answer has a verdict."""
-        return all(answer.correct is not None for problem in self.problems for answer in problem.answers)
+        """Whether every completion has a verdict."""
+        return all(c.correct is not None for problem in self.problems for c in problem.completions)
 
     @property
     def has_self_reward(self) -> bool:
-        """Whether every answer has a self-reward."""
-        return all(answer.self_reward is not None for problem in self.problems for answer in problem.answers)
+        """Whether every completion has a self-reward."""
+        return all(c.self_reward is not None for problem in self.problems for c in problem.completions)
 
 
 @dataclasses.dataclass(frozen=True)

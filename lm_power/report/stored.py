@@ -12,9 +12,9 @@ from typing import Any
 
 from lm_power.completion import Steps
 from lm_power.errors import UserError
-from lm_power.logs.samples import evidence, finite
+from lm_power.logs.samples import LoggedCompletion, evidence, finite
 from lm_power.report.naming import default_label, describe_store
-from lm_power.report.runs import Answer, Problem, Run
+from lm_power.report.runs import Problem, Run
 from lm_power.store import StoreError, read_store
 
 NO_VERDICTS = "accuracy: unknown, since a store holds completions without a task's verdicts"
@@ -68,11 +68,11 @@ def _run(folder: Path, model: str, config: dict[str, Any], prompts: dict[str, di
 
 def _problem(place: int, prompt: str, records: Sequence[dict[str, Any]]) -> Problem:
     digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
-    return Problem(place, None, digest, prompt, None, tuple(map(_answer, records)))
+    return Problem(place, None, digest, prompt, None, tuple(map(_completion, records)))
 
 
-def _answer(record: dict[str, Any]) -> Answer:
-    return Answer(
+def _completion(record: dict[str, Any]) -> LoggedCompletion:
+    return LoggedCompletion(
         text=record["text"],
         self_reward=finite(record["self_reward"]),
         sum_log_prob=finite(record["sum_log_prob"]),

@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lm_power.completion import Steps
-from lm_power.report.runs import Answer, Run
+from lm_power.logs.samples import LoggedCompletion
+from lm_power.report.runs import Run
 from lm_power.stats.best_of_n import best_of_n, majority_at_k, pass_at_k
 from lm_power.stats.means import Estimate, covariance, estimate, mean
 
-Quantity = Callable[[Answer], float | None]
-"""A number that belongs to a completion, such as `lambda answer: answer.tokens`; None where it is not known."""
+Quantity = Callable[[LoggedCompletion], float | None]
+"""A number that belongs to a completion, such as `lambda completion: completion.tokens`; None where it is not known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,24 +68,24 @@ class Summary:
 def summarise(run: Run) -> Summary:
     """The run in means over its problems."""
     several = run.n > 1
-    decoded = _columns(run, lambda answer: answer.tokens_decoded)
+    decoded = _columns(run, lambda completion: completion.tokens_decoded)
     return Summary(
         accuracy=estimate(accuracies(run)),
-        self_reward=estimate(means(run, lambda answer: answer.self_reward)),
+        self_reward=estimate(means(run, lambda completion: completion.self_reward)),
         bon_accuracy=estimate(bon_accuracies(run)),
-        bon_self_reward=estimate(_best(run, lambda answer: answer.self_reward)),
+        bon_self_reward=estimate(_best(run, lambda completion: completion.self_reward)),
         majority=estimate(_last_column(majority_matrix(run))),
         any_correct=estimate(_last_column(pass_matrix(run))) if several else None,
         covariance=estimate(_covariances(run)),
-        tokens=estimate(means(run, lambda answer: answer.tokens)),
+        tokens=estimate(means(run, lambda completion: completion.tokens)),
         truncated=estimate(means(run, _is_truncated)),
         tokens_decoded=estimate(None if decoded is None else [mean(values) for values in decoded]),
         problem_tokens_decoded=estimate(None if decoded is None else [math.fsum(values) for values in decoded]),
-        seconds=estimate(means(run, lambda answer: answer.seconds)),
+        seconds=estimate(means(run, lambda completion: completion.seconds)),
         acceptance_rate=estimate(_step_rates(run, lambda steps: steps.accepted)),
         change_rate=estimate(_step_rates(run, lambda steps: steps.changed)),
-        log_z=estimate(means(run, lambda answer: answer.log_z)),
-        kl_from_proposal=estimate(means(run, lambda answer: answer.kl_from_proposal)),
+        log_z=estimate(means(run, lambda completion: completion.log_z)),
+        kl_from_proposal=estimate(means(run, lambda completion: completion.kl_from_proposal)),
     )
 
 
@@ -99,12 +100,12 @@ def accuracies(run: Run) -> list[float] | None:
     verdicts = [problem.verdict for problem in run.problems if problem.verdict is not None]
     if len(verdicts) == len(run.problems):
         return verdicts
-    return means(run, lambda answer: answer.correct)
+    return means(run, lambda completion: completion.correct)
 
 
 def bon_accuracies(run: Run) -> list[float] | None:
     """Each problem's correctness of the completion with the largest self-reward; None for N = 1 or missing values."""
-    return _best(run, lambda answer: answer.correct)
+    return _best(run, lambda completion: completion.correct)
 
 
 def pass_matrix(run: Run) -> np.ndarray | None:
@@ -112,7 +113,9 @@ def pass_matrix(run: Run) -> np.ndarray | None:
     if not _binary(run):
         return None
     ks = range(1, run.n + 1)
-    return np.array([[_pass_at_k(run.n, sum(a.correct == 1 for a in p.answers), k) for k in ks] for p in run.problems])
+    return np.array(
+        [[_pass_at_k(run.n, sum(a.correct == 1 for a in p.completions), k) for k in ks] for p in run.problems]
+    )
 
 
 def majority_matrix(run: Run) -> np.ndarray | None:
@@ -126,8 +129,8 @@ def majority_matrix(run: Run) -> np.ndarray | None:
         return None
     rows = []
     for problem in run.problems:
-        right = sum(1 for a in problem.answers if a.correct and a.answer is not None)
-        wrong = Counter(a.answer for a in problem.answers if not a.correct and a.answer is not None)
+        right = sum(1 for a in problem.completions if a.correct and a.answer is not None)
+        wrong = Counter(a.answer for a in problem.completions if not a.correct and a.answer is not None)
         rows.append(_majority_at_k(right, tuple(sorted(wrong.values())), run.n))
     return np.array(rows)
 
@@ -141,14 +144,14 @@ def _majority_at_k(right: int, wrong: tuple[int, ...], n: int) -> tuple[float, .
 
 
 def _binary(run: Run) -> bool:
-    return all(answer.correct in (0, 1) for problem in run.problems for answer in problem.answers)
+    return all(completion.correct in (0, 1) for problem in run.problems for completion in problem.completions)
 
 
 def _columns(run: Run, quantity: Quantity) -> list[list[float]] | None:
     columns = []
     for problem in run.problems:
-        values = [value for value in map(quantity, problem.answers) if value is not None]
-        if len(values) < len(problem.answers):
+        values = [value for value in map(quantity, problem.completions) if value is not None]
+        if len(values) < len(problem.completions):
             return None
         columns.append(values)
     return columns
@@ -156,15 +159,15 @@ def _columns(run: Run, quantity: Quantity) -> list[list[float]] | None:
 
 def _best(run: Run, quantity: Quantity) -> list[float] | None:
     """`quantity` of the completion with the largest self-reward."""
-    rewards, values = _columns(run, lambda answer: answer.self_reward), _columns(run, quantity)
+    rewards, values = _columns(run, lambda completion: completion.self_reward), _columns(run, quantity)
     if run.n == 1 or rewards is None or values is None:
         return None
     return [best_of_n(*pair) for pair in zip(rewards, values, strict=True)]
 
 
 def _covariances(run: Run) -> list[float] | None:
-    rewards = _columns(run, lambda answer: answer.self_reward)
-    correct = _columns(run, lambda answer: answer.correct)
+    rewards = _columns(run, lambda completion: completion.self_reward)
+    correct = _columns(run, lambda completion: completion.correct)
     if run.n == 1 or rewards is None or correct is None:
         return None
     return [covariance(*pair) for pair in zip(correct, rewards, strict=True)]
@@ -174,16 +177,16 @@ def _step_rates(run: Run, column: Callable[[Steps], Sequence[int]]) -> list[floa
     """Each problem's share of steps with a 1 in the column; None if steps are not logged or a problem has none."""
     rates = []
     for problem in run.problems:
-        steps = [answer.steps for answer in problem.answers if answer.steps is not None]
+        steps = [completion.steps for completion in problem.completions if completion.steps is not None]
         made, marks = sum(len(s.accepted) for s in steps), [mark for s in steps for mark in column(s)]
-        if len(steps) < len(problem.answers) or made == 0 or len(marks) != made:
+        if len(steps) < len(problem.completions) or made == 0 or len(marks) != made:
             return None
         rates.append(sum(marks) / made)
     return rates
 
 
-def _is_truncated(answer: Answer) -> float | None:
-    return None if answer.finish_reason is None else float(answer.finish_reason == "length")
+def _is_truncated(completion: LoggedCompletion) -> float | None:
+    return None if completion.finish_reason is None else float(completion.finish_reason == "length")
 
 
 def _last_column(matrix: np.ndarray | None) -> list[float] | None:

@@ -51,13 +51,17 @@ def parts(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def one_line(text: str, limit: int) -> str:
-    r"""The text, visible, on one line of at most `limit` characters; a longer one loses its middle.
+    r"""The text, visible, on one line of at most `limit` characters; a longer one loses its middle, in whole words.
+
+    A word is cut only where leaving it out whole would cost more than half of the room on its side.
 
     Raises:
         ValueError: if the limit leaves no room for both ends.
 
     >>> one_line("a\n  b", 20), one_line("0123456789abcdef", 13)
     ('a b', '0123 […] cdef')
+    >>> one_line("Convert the point (0,3) in rectangular coordinates to polar coordinates.", 45)
+    'Convert the point […] polar coordinates.'
     """
     if limit < len(_GAP) + 2:
         raise ValueError(f"limit={limit}: must be at least {len(_GAP) + 2}, a character either side of the gap")
@@ -65,7 +69,8 @@ def one_line(text: str, limit: int) -> str:
     if len(line) <= limit:
         return line
     head = (limit - len(_GAP) + 1) // 2
-    return line[:head] + _GAP + line[len(line) - (limit - len(_GAP) - head) :]
+    tail = limit - len(_GAP) - head
+    return f"{_first_words(line, head)}{_GAP}{_first_words(line[::-1], tail)[::-1]}"
 
 
 def short_labels(labels: Sequence[str], limit: int) -> list[str]:
@@ -78,6 +83,12 @@ def short_labels(labels: Sequence[str], limit: int) -> list[str]:
     if len(set(short)) == len(short):
         return short
     return [f"{i}: {one_line(label, limit - len(f'{i}: '))}" for i, label in enumerate(labels, start=1)]
+
+
+def _first_words(line: str, room: int) -> str:
+    """The whole words at the beginning of the line, or its first characters if those words fill less than half."""
+    end = line.rfind(" ", 0, room + 1)
+    return line[:end] if end >= room / 2 else line[:room]
 
 
 def _sign(character: str) -> str:

@@ -30,7 +30,7 @@ from lm_power.sandbox.seccomp import filter_system_calls
 from lm_power.sandbox.wire import decode, encode, encode_error
 
 KEEPER_GRACE = 1.0
-"""Seconds that the keeper allows beyond the program's own, start included."""
+"""Seconds that the keeper allows beyond the program's own time, including its start."""
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _other_tasks() -> int:
-    """What the process limit counts beyond the program's own; 0 where a user namespace or user sets it apart."""
+    """Tasks that the process limit counts besides the program's own; 0 if it has its own user or user namespace."""
     release = os.uname().release.split(".")
     recent = release[0].isdigit() and release[1].isdigit() and (int(release[0]), int(release[1])) >= (5, 14)
     return 0 if os.getuid() == 0 or (recent and sys.platform == "linux") else isolation.tasks_of_user()
@@ -98,7 +98,7 @@ def _judge(settings: dict[str, Any], spaces: bool, others: int) -> None:
             for target in range(5):
                 os.dup2(target + 40, target)
             os.closerange(5, 256)
-            os.setsid()  # a signal to its group, which reaches across namespaces, is for itself alone
+            os.setsid()  # a signal to its group, which crosses namespaces, then reaches only itself
             _be_program(settings["layers"], readable, home)
         finally:
             os._exit(1)

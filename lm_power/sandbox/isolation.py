@@ -54,7 +54,7 @@ def libc_call(name: str, *arguments: object) -> None:
 
 
 def die_with_parent() -> None:
-    """Have this process killed when the thread that started it ends."""
+    """Make the kernel kill this process when the thread that started it ends."""
     if _libc is not None:
         libc_call("prctl", _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
 
@@ -66,7 +66,7 @@ def adopt_orphans() -> None:
 
 
 def hide_memory() -> None:
-    """Refuse other processes of this user the memory and the open files of this one."""
+    """Deny other processes of this user access to the memory and the open files of this one."""
     if _libc is not None:
         libc_call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
 
@@ -96,8 +96,8 @@ def enter_namespaces() -> bool:
 def build_root(root: str, readable: Sequence[str]) -> bool:
     """Build a file system at `root` and enter it: `readable` paths, read-only, and a small scratch folder in memory.
 
-    Neither /proc nor the user's home is in it. Needs `enter_namespaces`. False if not allowed; then nothing
-    has changed but mounts that this process alone sees.
+    Neither /proc nor the user's home is in it. Needs `enter_namespaces`. Returns False if it is not allowed; then only
+    mounts have changed that no other process sees.
     """
     try:
         # First of all: a mount must not reach the machine's own file system.
@@ -150,9 +150,9 @@ def _make_readonly(root: str) -> None:
 def drop_privileges(scratch: str, readable: Sequence[str], own_root: bool, number: int) -> bool:
     """Give up root and every capability for good; True if this process now has a user to itself.
 
-    A user of its own makes the process limit bind (root has none), and signals and files of others out of
-    reach. Root stays root, without capabilities, where another user could not read Python's own files. `number`,
-    the keeper's process id, distinguishes this sandbox from others.
+    With its own user the process limit takes effect (root has none), and others' signals and files are out of reach.
+    Root stays root, without capabilities, if another user could not read Python's own files. `number`, the keeper's
+    process id, distinguishes this sandbox from others.
     """
     alone = False
     if os.geteuid() == 0 and _open_to_strangers(scratch, readable, own_root):
@@ -188,7 +188,7 @@ def _open_to_strangers(scratch: str, readable: Sequence[str], own_root: bool) ->
 
 
 def limit_resources(cpu_seconds: int, memory_bytes: int, other_processes: int) -> None:
-    """Limit this process and its children, each: CPU, memory, file size, open files; all together: their number."""
+    """Limit CPU, memory, file size and open files of this process and each child, and the number of them all."""
     limits = {
         "RLIMIT_CPU": cpu_seconds,
         "RLIMIT_AS": memory_bytes,

@@ -1,4 +1,4 @@
-"""The tests' side of a sandbox: run them on a proxy of the program's function, and come to a verdict."""
+"""The tests' side of a sandbox: runs them on a proxy of the program's function, and reaches a verdict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST_MESSAGE = 16 << 20
 
 
 class TimeLimit(BaseException):
-    """The wall-clock limit has passed; no `except Exception` of a test may catch it."""
+    """The wall-clock limit has passed. As a BaseException it is not caught by a test's `except Exception`."""
 
 
 def run_tests(job: dict[str, str], proxy: Proxy, timeout: float) -> dict[str, str]:

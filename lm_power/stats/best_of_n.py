@@ -34,9 +34,9 @@ def ks(n: int) -> list[int]:
 
 
 def best_of_n(rewards: Sequence[float], scores: Sequence[float]) -> float:
-    """Score of the completion with the largest reward; of several, their mean.
+    """Score of the completion with the largest reward; if several share it, the mean of their scores.
 
-    The expectation under a fair draw among equals, so that nothing depends on the order of the completions.
+    This is the expectation under a fair draw among equals, so that nothing depends on the order of the completions.
 
     >>> best_of_n([-0.5, -0.1, -0.1], [0.0, 1.0, 0.0])
     0.5
@@ -48,8 +48,8 @@ def best_of_n(rewards: Sequence[float], scores: Sequence[float]) -> float:
 def best_of_k(rewards: Sequence[float], scores: Sequence[float], k: int) -> float:
     """`best_of_n` of k of the completions, averaged over all k-subsets, exactly.
 
-    A subset's largest reward is at most r where all of it is; by symmetry, the completions with that reward are chosen
-    equally often.
+    A subset's largest reward is at most r if all its rewards are. By symmetry, completions with equal rewards are
+    chosen equally often.
 
     >>> best_of_k([-0.5, -0.1, -0.9], [1.0, 0.0, 0.0], 2) == 1 / 3
     True
@@ -68,7 +68,7 @@ def majority_vote(correct: Sequence[float], answers: Sequence[Any], equal: Calla
     Args:
         correct: verdict of each completion, 1.0 or 0.0.
         answers: final answer of each; None, no answer, casts no vote.
-        equal: whether two wrong answers are the same; called only where their votes can matter.
+        equal: whether two wrong answers are the same; called only if their votes can matter.
 
     The right answers are one group by their verdicts. A wrong answer joins the first group whose first
     member equals it. With `c` votes for the right answer and `w` for the largest of the wrong ones: 1 if
@@ -118,7 +118,7 @@ def majority_at_k(right: int, wrong: Sequence[int], n: int) -> list[float]:
     for c in range(1, right + 1):
         rivals = [size for size in wrong if size >= c]
         small = silent + sum(size for size in wrong if size < c)
-        # by_ties[t][j]: ways in which j votes fall to others than the right answer and t of these have c.
+        # by_ties[t][j]: the number of ways in which wrong answers get j votes in total and t of them get c each.
         by_ties = [[math.comb(small, j) for j in range(small + 1)]]
         for size in rivals:
             below = [math.comb(size, j) for j in range(c)]

@@ -16,7 +16,7 @@ class Estimate:
     Attributes:
         value: the estimate.
         error: its standard error over problems; None for a single problem.
-        problems: how many it is from.
+        problems: the number of problems.
     """
 
     value: float
@@ -25,7 +25,7 @@ class Estimate:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean, correctly rounded sum.
+    """Arithmetic mean, with a correctly rounded sum.
 
     >>> mean([1.0, 0.0])
     0.5
@@ -58,8 +58,8 @@ def estimate(values: Sequence[float] | None) -> Estimate | None:
 def share(values: np.ndarray, owner: np.ndarray) -> Estimate:
     """`r = Σ values / count`, and the ratio estimator's standard error over problems (Cochran 1977, section 6.3).
 
-    With v_j the sum and c_j the count of problem j of m: `sqrt(m / (m-1) Σ_j (v_j - r c_j)²) / Σ_j c_j`. Where every
-    problem has equally many values it is `s / sqrt(m)` of the problems' means.
+    With v_j the sum and c_j the count of problem j of m, it is `sqrt(m / (m-1) Σ_j (v_j - r c_j)²) / Σ_j c_j`. If all
+    problems have the same number of values, it is `s / sqrt(m)` of the problems' means.
 
     Args:
         values: float array [values].

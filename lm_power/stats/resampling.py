@@ -11,14 +11,14 @@ LEVEL = 0.95
 
 
 def bootstrap_interval(values: np.ndarray, resamples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the 95% interval of the mean over problems: bootstrap, percentiles.
+    """Ends of the 95% bootstrap interval (percentiles) of the mean over problems.
 
     Args:
         values: float array [problems, ...], two problems or more.
-        resamples: how many.
+        resamples: number of resamples.
 
     Returns:
-        The lower and the upper end, of the shape of `values[0]`.
+        The lower and the upper end, each in the shape of `values[0]`.
     """
     interval = scipy.stats.bootstrap(
         (values,), np.mean, axis=0, n_resamples=resamples, batch=100, confidence_level=LEVEL,
@@ -40,8 +40,8 @@ def sign_flips(difference: np.ndarray, resamples: int) -> float:
     """Two-sided p-value of the paired permutation test, which swaps the two of a pair problem by problem.
 
     Args:
-        difference: of the scores of the two, float array [problems]. Where all are 0, p is 1.
-        resamples: how many, where there are more ways to swap than that; else all of them.
+        difference: difference between the two scores, float array [problems]. If all are 0, p is 1.
+        resamples: number of random swaps; if there are no more ways to swap than that, all of them are used.
     """
     if not difference.any():
         return 1.0

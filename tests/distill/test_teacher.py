@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from lm_power.completion import Completion
+from lm_power.distill.options import Selection
 from lm_power.distill.teacher import read_teacher
 from lm_power.errors import LMPowerError
 
@@ -24,8 +25,8 @@ DRAWS = [
 ]
 
 
-def read(*paths, tokenizer=TOKENIZER, eos_ids=(EOS,), **options):
-    return read_teacher(paths, tokenizer, eos_ids=eos_ids, **options)
+def read(*paths, tokenizer=TOKENIZER, eos_ids=(EOS,), vocabulary=None, **options):
+    return read_teacher(paths, tokenizer, Selection(**options), eos_ids=eos_ids, vocabulary=vocabulary)
 
 
 def texts(data):
@@ -299,7 +300,7 @@ def test_the_check_knows_how_texts_are_made(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"select": "some"}, "select='some': must be one or all or best"),
+        ({"select": "some"}, "select=some: must be one, all or best"),
         ({"per_prompt": 0, "select": "all"}, "per_prompt=0: must be a whole number >= 1"),
         ({"per_prompt": 2}, "select=all"),
         ({"min_tokens": 1.5}, "min_tokens=1.5"),

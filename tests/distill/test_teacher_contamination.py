@@ -4,6 +4,7 @@ import pytest
 from teacher_files import EOS, TOKENIZER, completion, put, sample, write_lines, write_samples
 
 from lm_power.distill.contamination import EvaluationSets
+from lm_power.distill.options import Selection
 from lm_power.distill.teacher import TeacherDataError, read_teacher
 from lm_power.errors import LMPowerError
 
@@ -13,7 +14,7 @@ HUB_ROW = {"problem": PROBLEM, "solution": "…", "answer": "3", "subject": "Pre
 
 
 def read(folder, *evaluation):
-    return read_teacher([folder], TOKENIZER, eos_ids=(EOS,), exclude_prompts_of=evaluation)
+    return read_teacher([folder], TOKENIZER, Selection(exclude_prompts_of=evaluation), eos_ids=(EOS,))
 
 
 def hit(folder, *evaluation) -> str:

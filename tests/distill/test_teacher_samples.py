@@ -17,6 +17,7 @@ from teacher_files import (
     write_samples,
 )
 
+from lm_power.distill.options import Selection
 from lm_power.distill.teacher import read_teacher
 from lm_power.errors import LMPowerError
 from lm_power.logs.samples import VERDICTS
@@ -35,7 +36,7 @@ RESULTS = {
 
 
 def read(*paths, tokenizer=TOKENIZER, eos_ids=(EOS,), **options):
-    return read_teacher(paths, tokenizer, eos_ids=eos_ids, **options)
+    return read_teacher(paths, tokenizer, Selection(**options), eos_ids=eos_ids)
 
 
 def refused(*paths, **options) -> str:

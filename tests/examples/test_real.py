@@ -13,7 +13,7 @@ import torch
 from tiny_tokenizers import byte_level
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from lm_power.report.runs import Answer
+from lm_power.logs.samples import LoggedCompletion
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "real"
@@ -171,11 +171,11 @@ def test_results_of_other_settings_are_not_taken_for_those_wanted(start, tmp_pat
 def test_the_best_of_k_is_the_mean_over_all_subsets(start):
     """By hand: of three completions the surest, which is wrong, is in two of the three pairs."""
     methods = importlib.import_module("methods")
-    answers = [
-        Answer(text="", correct=correct, self_reward=reward)
+    completions = [
+        LoggedCompletion(text="", correct=correct, self_reward=reward)
         for correct, reward in ((1.0, -0.5), (0.0, -0.1), (0.0, -0.9))
     ]
-    assert methods.best_of(answers, 1, "correct") == pytest.approx(1 / 3)
-    assert methods.best_of(answers, 2, "correct") == pytest.approx(1 / 3)
-    assert methods.best_of(answers, 3, "correct") == 0
-    assert methods.best_of(answers, 2, "self_reward") == pytest.approx((-0.1 - 0.1 - 0.5) / 3)
+    assert methods.best_of(completions, 1, "correct") == pytest.approx(1 / 3)
+    assert methods.best_of(completions, 2, "correct") == pytest.approx(1 / 3)
+    assert methods.best_of(completions, 3, "correct") == 0
+    assert methods.best_of(completions, 2, "self_reward") == pytest.approx((-0.1 - 0.1 - 0.5) / 3)

@@ -13,7 +13,7 @@ import pytest
 from finite_laws import Law, random_laws
 
 from lm_power import theory
-from lm_power.forecast.answer import answer, interval
+from lm_power.forecast.conclusion import conclude, interval
 from lm_power.forecast.estimates import ALPHAS, MIN_EFFECTIVE, MIN_SHARE, Forecast, forecast, reweight
 from lm_power.probe.estimates import Draws, probe
 
@@ -152,14 +152,14 @@ def test_a_mode_that_is_rarely_drawn_is_noticed() -> None:
     found = forecast([(row == 0).astype(float) for row in places], [log_p[row] for row in places], [4.0])
     assert np.median(found.points[1].effective) == pytest.approx(16)
     assert not found.points[1].resolved
-    assert answer(found).outcome == "too small to tell"
+    assert conclude(found).outcome == "too small to tell"
 
 
 def test_the_answer_where_sharpening_helps() -> None:
     """The smallest alpha about as good as the best, and an interval that holds for all alphas at once."""
     laws = [law for law in random_laws(48, prompts=200) if exact_accuracy(law, 2.0) > exact_accuracy(law, 1.0)]
     found = forecast(*draw(laws, 64, np.random.default_rng(49)), [1.1, 1.5, 2.0])
-    said = answer(found)
+    said = conclude(found)
     assert said.outcome == "helps"
     best = max(found.points, key=lambda point: point.gain.value)
     chosen = next(point for point in found.points if point.alpha == said.alpha)
@@ -175,12 +175,12 @@ def test_the_answer_where_sharpening_helps() -> None:
 def test_the_answer_where_sharpening_hurts_or_does_nothing() -> None:
     laws, rng = random_laws(50), np.random.default_rng(51)
     correct, log_p = draw(laws, 64, rng)
-    hurts = answer(forecast([1 - r for r in correct], log_p, [1.5, 2.0]))
+    hurts = conclude(forecast([1 - r for r in correct], log_p, [1.5, 2.0]))
     assert (hurts.outcome, hurts.alpha) == ("hurts", 1.5)
     assert "a gain of −0." in hurts.sentence
-    nothing = answer(forecast([rng.integers(0, 2, 64) for _ in laws], log_p, [1.5]))
+    nothing = conclude(forecast([rng.integers(0, 2, 64) for _ in laws], log_p, [1.5]))
     assert nothing.outcome == "no clear effect" and nothing.low < 0 < nothing.high
-    same = answer(forecast([np.ones(64)] * len(laws), log_p, [1.5]))
+    same = conclude(forecast([np.ones(64)] * len(laws), log_p, [1.5]))
     assert (same.outcome, same.low, same.high) == ("no clear effect", 0.0, 0.0)
 
 
@@ -189,7 +189,7 @@ def test_the_answer_where_draws_are_too_few() -> None:
     rng = np.random.default_rng(52)
     log_p = [-100 + 40 * rng.standard_normal(16) for _ in range(100)]
     found = forecast([(lp > -100).astype(float) for lp in log_p], log_p)
-    said = answer(found)
+    said = conclude(found)
     assert (said.outcome, said.alpha) == ("too small to tell", None)
     assert "at alpha = 1.1 already" in said.sentence
     assert (
@@ -201,7 +201,7 @@ def test_the_answer_where_draws_are_too_few() -> None:
 def test_alphas_that_are_not_resolved_are_named_in_the_answer() -> None:
     laws, rng = random_laws(53), np.random.default_rng(54)
     correct, log_p = draw(laws, 16, rng)
-    said = answer(forecast(correct, log_p, [1.1, 30.0, 40.0]))
+    said = conclude(forecast(correct, log_p, [1.1, 30.0, 40.0]))
     assert said.alpha == 1.1
     assert said.sentence.endswith("The effective sample size is too small to tell what alpha = 30, 40 would do.")
 

@@ -36,7 +36,8 @@ def power_run(alpha: float = 4.0, **fields) -> Run:
 def changed(run: Run, **fields) -> Run:
     """The run with these fields of all its answers replaced."""
     problems = [
-        dataclasses.replace(p, answers=tuple(dataclasses.replace(a, **fields) for a in p.answers)) for p in run.problems
+        dataclasses.replace(p, completions=tuple(dataclasses.replace(a, **fields) for a in p.completions))
+        for p in run.problems
     ]
     return dataclasses.replace(run, problems=tuple(problems))
 
@@ -97,8 +98,8 @@ def test_numbers_are_those_of_the_logs(standard, tmp_path) -> None:
     forecast(standard, "--alphas", 1.5, "--output", tmp_path / "out")
     (found,) = json.loads((tmp_path / "out" / "forecast.json").read_text(encoding="utf-8"))["forecasts"]
     for problem, result in zip(plain_run().problems, found["problems"], strict=True):
-        weight = np.exp([0.5 * a.self_reward * a.tokens for a in problem.answers])
-        right = np.array([a.correct for a in problem.answers])
+        weight = np.exp([0.5 * a.self_reward * a.tokens for a in problem.completions])
+        right = np.array([a.correct for a in problem.completions])
         assert result["accuracy"] == pytest.approx([right.mean(), (weight * right).sum() / weight.sum()], abs=1e-9)
         assert result["effective"] == pytest.approx([16, weight.sum() ** 2 / (weight**2).sum()])
 
@@ -135,14 +136,14 @@ def stored(folder: Path, seed: int, text: Callable[[str], str] = str) -> Path:
     source = Provenance(MODEL, SamplerConfig(method="standard", seed=seed, **LIMIT), (), (0,))
     with CompletionStore(folder, MODEL) as store:
         for problem in plain_run(n=1, seed=seed).problems:
-            (answer,) = problem.answers
-            ids = list(range(1, answer.tokens + 1))
+            (completion,) = problem.completions
+            ids = list(range(1, completion.tokens + 1))
             store.add(
                 problem.prompt,
                 [*problem.prompt.encode()],
                 0,
                 source,
-                Completion(text(answer.text), ids, [-1.0] * len(ids), "eos"),
+                Completion(text(completion.text), ids, [-1.0] * len(ids), "eos"),
             )
     return folder
 
@@ -157,9 +158,9 @@ def test_a_store_gives_log_probabilities_to_other_peoples_tasks(tmp_path) -> Non
     (found,) = json.loads((tmp_path / "out" / "forecast.json").read_text(encoding="utf-8"))["forecasts"]
     runs = [plain_run(n=1, seed=seed) for seed in (0, 1, 2)]
     for place, result in enumerate(found["problems"]):
-        answers = [run.problems[place].answers[0] for run in runs]
-        weight = np.exp([-0.5 * a.tokens for a in answers])
-        expected = (weight * [a.correct for a in answers]).sum() / weight.sum()
+        completions = [run.problems[place].completions[0] for run in runs]
+        weight = np.exp([-0.5 * a.tokens for a in completions])
+        expected = (weight * [a.correct for a in completions]).sum() / weight.sum()
         assert result["accuracy"][1] == pytest.approx(expected, abs=1e-9)
 
 

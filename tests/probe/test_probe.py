@@ -14,7 +14,7 @@ import scipy.stats
 from finite_laws import Law, random_laws
 
 from lm_power import theory
-from lm_power.probe.estimates import Draws, hash_reward, probe, slope_and_covariance
+from lm_power.probe.estimates import Draws, hash_reward, probe
 from lm_power.stats.means import Estimate
 
 PROMPTS = 60
@@ -201,81 +201,3 @@ def test_a_few_prompts_that_vary_are_enough() -> None:
     alike = Draws(np.full(8, 0.3), -0.1 * (1 + 1e-15 * np.arange(8)), np.full(8, -3.0))
     found = probe([alike] * 17 + base[17:], power)
     assert 0 < found.line.slope.error < 10
-
-
-ALPHAS = (1.0, 1.25, 1.5)
-
-
-def draw_rewards(laws: list[Law], n: int, seed: int) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """For each alpha correctness, log p and self-reward [prompts, n]."""
-    rng = np.random.default_rng(seed)
-    columns = []
-    for alpha in ALPHAS:
-        places = [law.sample(rng, alpha, n) for law in laws]
-        pairs = zip(laws, places, strict=True)
-        rows = [(law.correct[at], law.log_p[at], law.log_p[at] / law.length[at]) for law, at in pairs]
-        columns.append([np.array(column) for column in zip(*rows, strict=True)])
-    correct, log_p, self_reward = (list(column) for column in zip(*columns, strict=True))
-    return correct, log_p, self_reward
-
-
-def test_both_sides_of_proposition_4_agree_with_the_exact_slope() -> None:
-    """Sampled slope, sampled covariance, their difference: each within its error; false alarm below 3e-4.
-
-    The exact mean slope is that of `lm_power.theory`, whose own identity its tests check to 1e-12.
-    """
-    laws = random_laws(25)
-    correct, log_p, _ = draw_rewards(laws, 64, 26)
-    found = slope_and_covariance(ALPHAS, correct, log_p)
-    ends = [[theory.expectation(theory.power_law(law.log_p, a), law.correct) for law in laws] for a in (1.0, 1.5)]
-    exact = np.mean(np.diff(ends, axis=0)) / 0.5
-    assert sigmas(found.slope, exact) < 4
-    assert sigmas(found.covariance, exact) < 4
-    assert sigmas(found.difference, 0) < 4
-    assert found.p_value > FALSE_ALARM
-    assert sigmas(found.slope, 0) > 5  # there is something to agree on
-
-
-def test_simpson_leaves_next_to_nothing() -> None:
-    """With exact expectations in place of draws, Simpson's rule over the three alphas is off by less than 1e-3."""
-    for law in random_laws(27):
-        covariances = [theory.reward_slope(law.log_p, a, law.correct) for a in ALPHAS]
-        a, b = (theory.expectation(theory.power_law(law.log_p, alpha), law.correct) for alpha in (1.0, 1.5))
-        assert (covariances[0] + 4 * covariances[1] + covariances[2]) / 6 == pytest.approx((b - a) / 0.5, abs=1e-3)
-
-
-def test_wrong_covariances_are_noticed() -> None:
-    """Log p a token in place of log p; covariance over all completions in place of within prompts."""
-    laws = random_laws(28)
-    correct, log_p, self_reward = draw_rewards(laws, 256, 29)
-    assert slope_and_covariance(ALPHAS, correct, self_reward).p_value < FALSE_ALARM
-    # Half the prompts in a row, as if they were one: their covariance has the differences between prompts in it.
-    halves = [[rows.reshape(2, -1) for rows in columns] for columns in (correct, log_p)]
-    right, wrong = slope_and_covariance(ALPHAS, correct, log_p), slope_and_covariance(ALPHAS, *halves)
-    assert wrong.slope.value == pytest.approx(right.slope.value)
-    assert sigmas(right.covariance, wrong.covariance.value) > 5
-
-
-def test_errors_of_both_sides_are_their_spread() -> None:
-    """Over 200 repetitions the spread is the stated error within 20%: 4 sigma of a spread's own error (5%), 1e-4."""
-    laws = random_laws(30, prompts=20)
-    found = [slope_and_covariance(ALPHAS, *draw_rewards(laws, 32, seed)[:2]) for seed in range(200)]
-    for name in ("slope", "covariance", "difference"):
-        spread = np.std([getattr(f, name).value for f in found], ddof=1)
-        stated = np.sqrt(np.mean([getattr(f, name).error ** 2 for f in found]))
-        assert spread == pytest.approx(stated, rel=0.2), name
-
-
-@pytest.mark.parametrize("alphas", [(1.0, 2.0), (1.0, 1.1, 1.5), (2.0, 1.5, 1.0), (1.0, 1.1, 1.2, 1.3)])
-def test_slope_refuses_alphas_that_simpson_cannot_take(alphas: tuple[float, ...]) -> None:
-    rows = [np.zeros((3, 4))] * len(alphas)
-    with pytest.raises(ValueError, match="alphas"):
-        slope_and_covariance(alphas, rows, rows)
-
-
-def test_slope_refuses_shapes_that_do_not_match() -> None:
-    rows = [np.zeros((3, 4))] * 3
-    with pytest.raises(ValueError, match="shapes"):
-        slope_and_covariance(ALPHAS, rows, [np.zeros((3, 5))] * 3)
-    with pytest.raises(ValueError, match="shapes"):
-        slope_and_covariance(ALPHAS, [np.zeros((3, 1))] * 3, [np.zeros((3, 1))] * 3)

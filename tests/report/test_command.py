@@ -72,7 +72,8 @@ def test_a_newer_report_replaces_an_older_one_and_nothing_else(report, runs, cap
     (report / "notes.txt").write_text("mine")
     (report / "tables" / "stale.csv").write_text("old")
     assert main(["report", str(runs / "power"), "--output", str(report)]) == 0
-    assert "pocket\\_sums" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "pocket_sums: accuracy" in out and "\\" not in out and "|" not in out  # plain text, no Markdown
     assert (report / "notes.txt").read_text() == "mine"
     assert not (report / "tables" / "stale.csv").exists()
     assert not (report / "model-index").exists()
@@ -109,7 +110,7 @@ def test_runs_that_cannot_be_compared_leave_no_report(runs, tmp_path, capsys, no
 def test_a_store_alone_and_no_model_card_of_it(tmp_path, capsys, no_figures):
     fill_store(tmp_path / "store", {"a": 2, "bb": 2})
     assert main(["report", str(tmp_path / "store"), "--output", str(tmp_path / "out")]) == 0
-    assert "| — |" in capsys.readouterr().out
+    assert "  —  " in capsys.readouterr().out
     message = refused(capsys, tmp_path / "store", "--output", tmp_path / "card", "--model-index")
     assert "no run has an accuracy" in message
     assert not (tmp_path / "card").exists()

@@ -8,6 +8,7 @@ import pytest
 from report_runs import make_run
 
 from lm_power.completion import Steps
+from lm_power.logs.samples import LoggedCompletion
 from lm_power.report.figure_data import (
     acceptance_by_cut,
     acceptance_by_stage,
@@ -16,19 +17,18 @@ from lm_power.report.figure_data import (
     pass_at_k_curve,
     reliability,
 )
-from lm_power.report.runs import Answer
 from lm_power.report.summary import summarise
 
 
 def with_answers(*rows):
     """A run whose problem i has the answers `rows[i]`."""
     run = make_run(problems=len(rows), n=len(rows[0]))
-    problems = tuple(dataclasses.replace(p, answers=tuple(row)) for p, row in zip(run.problems, rows, strict=True))
+    problems = tuple(dataclasses.replace(p, completions=tuple(row)) for p, row in zip(run.problems, rows, strict=True))
     return dataclasses.replace(run, problems=problems)
 
 
 def stepped(stage, cut, length, accepted):
-    return Answer("", steps=Steps(stage, cut, length, accepted))
+    return LoggedCompletion("", steps=Steps(stage, cut, length, accepted))
 
 
 def test_acceptance_by_stage_and_cut_by_hand():
@@ -45,7 +45,7 @@ def test_acceptance_by_stage_and_cut_by_hand():
 
 def test_every_step_is_in_one_bin():
     run = make_run(problems=10, n=3)
-    steps = sum(len(a.steps.stage) for p in run.problems for a in p.answers)
+    steps = sum(len(a.steps.stage) for p in run.problems for a in p.completions)
     assert sum(b.count for b in acceptance_by_stage(run)) == steps
     assert sum(b.count for b in acceptance_by_cut(run)) == steps
     assert acceptance_by_stage(make_run(method="standard")) == acceptance_by_cut(make_run(method="standard")) == []
@@ -62,19 +62,21 @@ def test_reliability_has_ten_equal_bins_in_order():
 
 def test_reliability_keeps_equal_self_rewards_together():
     """Many completions of one text: which of them fall into which decile would be chance."""
-    row = [Answer("", correct=float(k % 2), self_reward=-0.1) for k in range(6)]
-    other = [Answer("", correct=1.0, self_reward=-0.2) for _ in range(6)]
+    row = [LoggedCompletion("", correct=float(k % 2), self_reward=-0.1) for k in range(6)]
+    other = [LoggedCompletion("", correct=1.0, self_reward=-0.2) for _ in range(6)]
     bins = reliability(with_answers(row, other))
     assert [(b.low, b.high, b.count, b.share.value) for b in bins] == [(-0.2, -0.2, 6, 1.0), (-0.1, -0.1, 6, 0.5)]
-    assert reliability(with_answers([Answer("", correct=1.0)])) == []
+    assert reliability(with_answers([LoggedCompletion("", correct=1.0)])) == []
 
 
 def test_by_correctness_splits_every_completion():
     run = make_run(problems=10, n=4)
-    split = by_correctness(run, lambda answer: answer.tokens)
+    split = by_correctness(run, lambda completion: completion.tokens)
     assert len(split.right) + len(split.wrong) == 40
-    assert len(split.right) == sum(a.correct for p in run.problems for a in p.answers)
-    assert by_correctness(with_answers([Answer("", correct=1.0)]), lambda answer: answer.tokens) is None
+    assert len(split.right) == sum(a.correct for p in run.problems for a in p.completions)
+    assert (
+        by_correctness(with_answers([LoggedCompletion("", correct=1.0)]), lambda completion: completion.tokens) is None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,4 +100,4 @@ def test_curves_need_several_completions_and_counts():
     assert pass_at_k_curve(make_run(n=1)) is None
     assert majority_curve(make_run(n=1)) is None
     assert majority_curve(make_run(has_answers=False)) is None
-    assert pass_at_k_curve(with_answers([Answer("", correct=0.5)] * 2)) is None
+    assert pass_at_k_curve(with_answers([LoggedCompletion("", correct=0.5)] * 2)) is None

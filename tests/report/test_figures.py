@@ -124,15 +124,33 @@ def test_cost_shows_the_numbers_of_table_1():
     assert [(p.get_color(), *map(float, p.get_xydata()[0])) for p in points] == expected
 
 
+@pytest.mark.parametrize("decoded", [(900, 5000), (3000, 5000), (0, 9000)], ids=["log", "linear", "from zero"])
+def test_error_bars_of_costs_end_inside_the_axes(decoded):
+    """Guards the limits of the cost axis, which once covered the points alone and cut a wide bar at the edge."""
+    few, many = (
+        with_answers(make_run(label, problems=2, n=1, skill=skill), tokens_decoded=tokens)
+        for label, skill, tokens in zip("ab", (0, 99), decoded, strict=True)
+    )
+    spread = tuple(
+        dataclasses.replace(p, completions=(dataclasses.replace(p.completions[0], tokens_decoded=cost),))
+        for p, cost in zip(many.problems, (decoded[1] // 4, decoded[1] * 2), strict=True)
+    )
+    axes = cost(comparison_of(few, dataclasses.replace(many, problems=spread))).canvas.axes[0]
+    low, high = axes.get_xlim()
+    bars = [bar for c in axes.containers for collection in c.lines[2] for bar in collection.get_segments()]
+    assert len(bars) == 4 and max(x for bar in bars for x, _ in bar) > decoded[1] * 1.9
+    assert all(low <= x <= high for bar in bars for x, _ in bar)
+
+
 @pytest.mark.parametrize("draw, quantity", [(self_reward, "self_reward"), (length, "tokens")])
 def test_histograms_count_every_completion_once(draw, quantity):
     """Guards the bins: a value at an edge must not fall out, and right and wrong must not be swapped."""
     run = make_run(problems=10, n=5)
     axes = draw(comparison_of(run)).canvas.axes[0]
     right, wrong = (patch.get_data().values.sum() for patch in axes.patches)
-    answers = [answer for problem in run.problems for answer in problem.answers]
-    assert right == sum(a.correct == 1 for a in answers)
-    assert -wrong == sum(a.correct == 0 for a in answers)
+    completions = [completion for problem in run.problems for completion in problem.completions]
+    assert right == sum(a.correct == 1 for a in completions)
+    assert -wrong == sum(a.correct == 0 for a in completions)
 
 
 def test_acceptance_shows_every_block():

@@ -109,9 +109,11 @@ def test_a_run_and_its_own_store_hold_the_same_completions(tmp_path):
              completions=str(tmp_path / "store"))  # fmt: skip
     (comparison,) = match(read_runs([f"run={tmp_path}/out", f"store={tmp_path}/store"]))
     run, store = comparison.runs
-    assert [[a.text for a in p.answers] for p in run.problems] == [[a.text for a in p.answers] for p in store.problems]
+    assert [[a.text for a in p.completions] for p in run.problems] == [
+        [a.text for a in p.completions] for p in store.problems
+    ]
     for mine, theirs in zip(run.problems, store.problems, strict=True):
-        for a, b in zip(mine.answers, theirs.answers, strict=True):
+        for a, b in zip(mine.completions, theirs.completions, strict=True):
             assert a.sum_log_prob == pytest.approx(b.sum_log_prob)
             assert (a.tokens, a.tokens_decoded, a.steps) == (b.tokens, b.tokens_decoded, b.steps)
 
@@ -163,5 +165,5 @@ def test_two_processes(tmp_path):
     )  # fmt: skip
     (run,) = read_runs([str(tmp_path)])
     assert [p.doc_id for p in run.problems] == [0, 1, 2, 3, 4]
-    assert {len(p.answers) for p in run.problems} == {3}
+    assert {len(p.completions) for p in run.problems} == {3}
     check(run, {f"{name},none": value for name, value in run.metrics.items()})

@@ -24,7 +24,7 @@ def as_store(run):
     problems = tuple(
         dataclasses.replace(
             p, doc_id=place, doc_hash=None, target=None,
-            answers=tuple(dataclasses.replace(a, correct=None, answer=None) for a in p.answers),
+            completions=tuple(dataclasses.replace(a, correct=None, answer=None) for a in p.completions),
         )
         for place, p in enumerate(reversed(run.problems))
     )  # fmt: skip
@@ -114,7 +114,7 @@ def test_a_store_joins_the_task_whose_prompts_it_has():
     assert comparison.size == 4
     joined = comparison.runs[1]
     assert [p.doc_hash for p in joined.problems] == [p.doc_hash for p in evaluated.problems]
-    assert joined.problems[0].answers[0].text == store.problems[-1].answers[0].text
+    assert joined.problems[0].completions[0].text == store.problems[-1].completions[0].text
     assert not joined.has_correct
     with pytest.raises(UserError, match="none of the prompts of pocket_sums"):
         match([evaluated, with_problems(store, other_prompt)])

@@ -12,6 +12,7 @@ import pytest
 from report_pages import HOSTILE, WIDE, build_report, with_answers
 from report_runs import make_run
 
+from lm_power.chains import METHODS
 from lm_power.report.page import Section, write_page
 from lm_power.report.problems import HEAD, TAIL, write_problems
 from lm_power.report.runs import Comparison
@@ -150,7 +151,15 @@ def test_figures_notes_and_provenance_are_told(plain, hostile):
     page = Page(plain / "index.html")
     pictures = [attributes for tag, attributes in page.elements if tag == "img"]
     assert len(pictures) == 8 and all(len(picture["alt"]) > 30 for picture in pictures)
-    for words in ("runs/power", "mcmc_steps=5", "task version", "lm-power", "Bars: one standard error over problems."):
+    exact = METHODS["power"].exact
+    for words in (
+        "runs/power",
+        exact,
+        "mcmc_steps=5",
+        "task version",
+        "lm-power",
+        "Bars: one standard error over problems.",
+    ):
         assert words in page.text
     assert one_line(HOSTILE, 600) in Page(hostile / "index.html").text, "the comparison's note"
 
@@ -180,9 +189,9 @@ def test_problem_pages_lead_to_their_neighbours(plain):
 def test_every_completion_is_there_once(tmp_path):
     """Guards the side by side: a text that comes back is named by its first, not dropped and not printed again."""
     run = make_run(problems=1, n=3)
-    first, second, third = run.problems[0].answers
-    answers = (first, second, dataclasses.replace(third, text=first.text))
-    run = dataclasses.replace(run, problems=(dataclasses.replace(run.problems[0], answers=answers),))
+    first, second, third = run.problems[0].completions
+    completions = (first, second, dataclasses.replace(third, text=first.text))
+    run = dataclasses.replace(run, problems=(dataclasses.replace(run.problems[0], completions=completions),))
     write_problems(
         Comparison("pocket_sums", "none", (run, make_run("other", problems=1, n=3))), tmp_path, "pocket_sums"
     )

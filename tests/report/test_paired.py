@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from report_runs import make_comparison, make_run
 
+from lm_power.logs.samples import LoggedCompletion
 from lm_power.report.paired import MCNEMAR, PERMUTATION, paired_tests
-from lm_power.report.runs import Answer, Comparison
+from lm_power.report.runs import Comparison
 from lm_power.stats.resampling import holm
 
 
@@ -18,7 +19,7 @@ def compare(*scores):
     for number, rows in enumerate(scores):
         run = make_run(f"run {number}", problems=len(rows), n=len(rows[0]))
         problems = tuple(
-            dataclasses.replace(p, answers=tuple(Answer("", correct=float(v)) for v in row))
+            dataclasses.replace(p, completions=tuple(LoggedCompletion("", correct=float(v)) for v in row))
             for p, row in zip(run.problems, rows, strict=True)
         )
         runs.append(dataclasses.replace(run, problems=problems))

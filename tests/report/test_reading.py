@@ -52,10 +52,10 @@ def test_a_folder_gives_back_the_run_that_was_written(tmp_path):
     (back,) = read(tmp_path)
     assert [p.doc_hash for p in back.problems] == [p.doc_hash for p in run.problems]
     for mine, theirs in zip(back.problems, run.problems, strict=True):
-        for answer, wanted in zip(mine.answers, theirs.answers, strict=True):
-            assert answer.sum_log_prob == pytest.approx(wanted.sum_log_prob)
-            assert dataclasses.replace(answer, sum_log_prob=wanted.sum_log_prob) == wanted
-        assert dataclasses.replace(mine, answers=theirs.answers) == theirs
+        for completion, wanted in zip(mine.completions, theirs.completions, strict=True):
+            assert completion.sum_log_prob == pytest.approx(wanted.sum_log_prob)
+            assert dataclasses.replace(completion, sum_log_prob=wanted.sum_log_prob) == wanted
+        assert dataclasses.replace(mine, completions=theirs.completions) == theirs
     assert (back.label, back.model, back.method) == ("pocket/model, power, alpha=4", "pocket/model", "power")
     assert (back.task, back.filter, back.task_version, back.n) == ("pocket_sums", "none", "1.0", 3)
     assert (back.seconds, back.has_answers, back.has_correct, back.has_self_reward) == (100.0, True, True, True)
@@ -69,15 +69,15 @@ def test_hostile_texts_come_back_as_they_were(tmp_path):
     run = make_run(problems=7, n=2, **POWER)
     problems = [
         dataclasses.replace(
-            p, answers=tuple(dataclasses.replace(a, text=HOSTILE[i], answer=HOSTILE[i]) for a in p.answers)
+            p, completions=tuple(dataclasses.replace(a, text=HOSTILE[i], answer=HOSTILE[i]) for a in p.completions)
         )
         for i, p in enumerate(run.problems)
     ]
     write_evaluation(tmp_path, dataclasses.replace(run, problems=tuple(problems)))
     (back,) = read(tmp_path)
-    got = [hashlib.sha256(p.answers[1].text.encode()).hexdigest() for p in back.problems]
+    got = [hashlib.sha256(p.completions[1].text.encode()).hexdigest() for p in back.problems]
     assert got == [hashlib.sha256(text.encode()).hexdigest() for text in HOSTILE]
-    assert [p.answers[0].answer for p in back.problems] == list(HOSTILE)
+    assert [p.completions[0].answer for p in back.problems] == list(HOSTILE)
 
 
 def test_results_and_samples_are_paired_by_their_time(tmp_path):
@@ -87,7 +87,9 @@ def test_results_and_samples_are_paired_by_their_time(tmp_path):
     write_evaluation(tmp_path, first, time="2026-01-01T00-00-00")
     runs = read(tmp_path)
     assert [len(run.problems) for run in runs] == [3, 4]
-    assert [run.problems[0].answers[0].text for run in runs] == [r.problems[0].answers[0].text for r in (first, second)]
+    assert [run.problems[0].completions[0].text for run in runs] == [
+        r.problems[0].completions[0].text for r in (first, second)
+    ]
     only = read(tmp_path / "results_2026-01-02T00-00-00.000000.json")
     assert [len(run.problems) for run in only] == [4]
 
@@ -112,17 +114,19 @@ def test_padding_of_a_short_rank_is_left_out(tmp_path):
     damaged_lines(samples_of(tmp_path), lambda lines: (lines[2]["resps"][0].extend(["", ""]), lines.reverse()))
     (back,) = read(tmp_path)
     assert [p.doc_id for p in back.problems] == [0, 1, 2]
-    assert [len(p.answers) for p in back.problems] == [2, 2, 2]
+    assert [len(p.completions) for p in back.problems] == [2, 2, 2]
 
 
 def test_another_model_has_gaps_and_no_zeros(tmp_path):
     run = make_run(problems=3, n=2, method="standard")
     write_evaluation(tmp_path, run, power=False)
     (back,) = read(tmp_path)
-    answer = back.problems[0].answers[0]
-    assert (answer.self_reward, answer.sum_log_prob, answer.tokens, answer.tokens_decoded) == (None,) * 4
-    assert (answer.seconds, answer.steps, answer.finish_reason) == (None,) * 3
-    assert answer.correct is not None
+    completion = back.problems[0].completions[0]
+    assert (completion.self_reward, completion.sum_log_prob, completion.tokens, completion.tokens_decoded) == (
+        None,
+    ) * 4
+    assert (completion.seconds, completion.steps, completion.finish_reason) == (None,) * 3
+    assert completion.correct is not None
     assert (back.method, back.has_self_reward, back.has_correct) == ("greedy", False, True)
 
 
@@ -168,6 +172,19 @@ def test_random_weights_are_another_model(tmp_path):
     assert read(tmp_path)[0].label == "base (RandW), power, alpha=4"
 
 
+def test_a_merged_adapter_is_named_apart_from_the_unmerged_one(tmp_path):
+    """Guards a comparison of the two, in logs or in stores, against rows that name one model twice."""
+    arguments = {"pretrained": "Q/base", "peft": "me/lora"}
+    write_evaluation(tmp_path / "logs", make_run(problems=1, n=1, **POWER), model_args=arguments)
+    write_evaluation(
+        tmp_path / "merged", make_run(problems=1, n=1, seed=1, **POWER), model_args={**arguments, "merge_adapter": True}
+    )
+    fill_store(tmp_path / "store", {"a": 1}, model="Q/base+peft=me/lora@0123456789abcdef")
+    fill_store(tmp_path / "merged store", {"a": 1}, model="Q/base+peft=me/lora+merged@fedcba9876543210")
+    runs = read(*(tmp_path / name for name in ("logs", "merged", "store", "merged store")))
+    assert [run.model for run in runs] == ["base + lora", "base + lora (merged)"] * 2
+
+
 @pytest.mark.parametrize(
     ("metrics", "correct", "note"),
     [
@@ -186,8 +203,8 @@ def test_a_task_that_is_not_ours(tmp_path, metrics, correct, note):
 
     damaged_lines(samples_of(tmp_path), change)
     (back,) = read(tmp_path)
-    assert back.problems[0].answers[0].correct == correct
-    assert back.problems[0].answers[0].answer == "42"
+    assert back.problems[0].completions[0].correct == correct
+    assert back.problems[0].completions[0].answer == "42"
     assert any(note in text for text in back.notes)
     assert not back.has_answers
 
@@ -210,7 +227,7 @@ def test_several_completions_of_a_task_that_is_not_ours(tmp_path, graded):
 
     damaged_lines(samples_of(tmp_path), change)
     (back,) = read(tmp_path)
-    assert [len(p.answers) for p in back.problems] == [3, 3]
+    assert [len(p.completions) for p in back.problems] == [3, 3]
     assert not back.has_correct
     assert [p.verdict for p in back.problems] == ([0.0, 1.0] if graded else [None, None])
     summary = summarise(back)
@@ -244,8 +261,8 @@ def test_a_log_without_some_columns_has_gaps(tmp_path):
 
     damaged_lines(samples_of(tmp_path), change)
     (back,) = read(tmp_path)
-    assert back.problems[0].answers[0].tokens_decoded is None
-    assert back.problems[0].answers[0].self_reward is not None
+    assert back.problems[0].completions[0].tokens_decoded is None
+    assert back.problems[0].completions[0].self_reward is not None
     assert not back.has_answers
 
 
@@ -361,9 +378,14 @@ def test_a_store_gives_a_run_without_verdicts(tmp_path):
     fill_store(tmp_path, {"what?": 2, "why": 2}, alpha=2)
     (run,) = read(tmp_path)
     assert (run.label, run.task, run.n, run.has_correct) == ("pocket/model (RandW), power, alpha=2", None, 2, False)
-    answer = run.problems[0].answers[1]
-    assert (answer.text, answer.self_reward, answer.sum_log_prob, answer.tokens) == ("what? 1", -0.5, -1.5, 3)
-    assert (answer.tokens_decoded, answer.seconds, answer.steps.cut) == (9, 1.5, (0, 1))
+    completion = run.problems[0].completions[1]
+    assert (completion.text, completion.self_reward, completion.sum_log_prob, completion.tokens) == (
+        "what? 1",
+        -0.5,
+        -1.5,
+        3,
+    )
+    assert (completion.tokens_decoded, completion.seconds, completion.steps.cut) == (9, 1.5, (0, 1))
     assert run.problems[0].prompt_hash == hashlib.sha256(b"what?").hexdigest()
     assert "verdicts" in run.notes[0]
 
@@ -391,4 +413,4 @@ def test_a_task_that_is_judged_elsewhere_has_no_verdicts(tmp_path):
     damaged_lines(samples_of(tmp_path), without_verdicts)
     (run,) = read(tmp_path)
     assert not run.has_correct and run.has_self_reward and not run.has_answers
-    assert all(answer.correct is None for problem in run.problems for answer in problem.answers)
+    assert all(completion.correct is None for problem in run.problems for completion in problem.completions)

@@ -7,23 +7,26 @@ import pytest
 from report_runs import make_run
 
 from lm_power.completion import Steps
-from lm_power.report.runs import Answer, Problem
+from lm_power.logs.samples import LoggedCompletion
+from lm_power.report.runs import Problem
 from lm_power.report.summary import majority_matrix, pass_matrix, summarise
 from lm_power.stats.means import Estimate
 
 
 def run_of(*problems, **fields):
     """A run whose problems are tuples of answers."""
-    made = tuple(Problem(i, f"d{i}", f"p{i}", f"prompt {i}", "4", answers) for i, answers in enumerate(problems))
+    made = tuple(
+        Problem(i, f"d{i}", f"p{i}", f"prompt {i}", "4", completions) for i, completions in enumerate(problems)
+    )
     return dataclasses.replace(make_run(), problems=made, n=len(problems[0]), **fields)
 
 
 def right(reward=-0.1, **fields):
-    return Answer("so 4", correct=1.0, answer="4", self_reward=reward, **fields)
+    return LoggedCompletion("so 4", correct=1.0, answer="4", self_reward=reward, **fields)
 
 
 def wrong(reward=-0.5, answer="5", **fields):
-    return Answer(f"so {answer}", correct=0.0, answer=answer, self_reward=reward, **fields)
+    return LoggedCompletion(f"so {answer}", correct=0.0, answer=answer, self_reward=reward, **fields)
 
 
 def test_by_hand():
@@ -42,7 +45,7 @@ def test_by_hand():
 
 def test_what_a_run_does_not_tell_is_none():
     """Plain hf: verdicts and answers only. Nothing else may come out as a number, least of all 0."""
-    s = summarise(run_of((Answer("a", correct=1.0), Answer("b", correct=0.0)), has_answers=False))
+    s = summarise(run_of((LoggedCompletion("a", correct=1.0), LoggedCompletion("b", correct=0.0)), has_answers=False))
     known = {name for name, value in vars(s).items() if value is not None}
     assert known == {"accuracy", "any_correct"}
     s = summarise(run_of((right(), dataclasses.replace(wrong(), self_reward=None))))
@@ -107,9 +110,9 @@ def test_what_a_method_tells_of_its_target():
 def test_curves_begin_and_end_where_they_must():
     """At k = 1 both are the accuracy, at k = N pass is whether any is right; none falls below 0 or exceeds 1."""
     run = make_run(problems=30, n=6, skill=0.5)
-    passes, votes, accuracy = pass_matrix(run), majority_matrix(run), [s.correct for s in run.problems[0].answers]
+    passes, votes, accuracy = pass_matrix(run), majority_matrix(run), [s.correct for s in run.problems[0].completions]
     assert passes[0, 0] == votes[0, 0] == pytest.approx(sum(accuracy) / 6)
-    assert passes[:, -1].tolist() == [float(any(a.correct for a in p.answers)) for p in run.problems]
+    assert passes[:, -1].tolist() == [float(any(a.correct for a in p.completions)) for p in run.problems]
     assert (passes[:, 1:] >= passes[:, :-1]).all()
     assert (votes <= passes + 1e-12).all()
     assert math.isclose(votes[:, -1].mean(), summarise(run).majority.value)

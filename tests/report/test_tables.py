@@ -8,8 +8,9 @@ import re
 import pytest
 from report_runs import make_comparison, make_run
 
+from lm_power.logs.samples import LoggedCompletion
 from lm_power.report.formats import to_csv, to_latex, to_markdown, to_text
-from lm_power.report.runs import Answer, Comparison
+from lm_power.report.runs import Comparison
 from lm_power.report.summary import summarise
 from lm_power.report.tables import Column, Table, make_tables
 from lm_power.stats.means import Estimate
@@ -56,7 +57,7 @@ def test_gaps_are_gaps_in_every_format():
     """A run without self-reward: a dash or an empty field, and never a number."""
     plain = make_run("plain", method="standard")
     problems = tuple(
-        dataclasses.replace(p, answers=tuple(Answer(a.text, a.correct, a.answer) for a in p.answers))
+        dataclasses.replace(p, completions=tuple(LoggedCompletion(a.text, a.correct, a.answer) for a in p.completions))
         for p in plain.problems
     )
     plain = dataclasses.replace(plain, problems=problems, seconds=None, notes=("no self-reward",))
@@ -90,7 +91,7 @@ def test_what_methods_tell_of_their_target_is_a_table_where_one_does():
     plain, silent = make_run("plain", n=1), make_run("telling", n=1)
     told = {"log_z": -3.25, "kl_from_proposal": 0.5}
     problems = tuple(
-        dataclasses.replace(p, answers=tuple(dataclasses.replace(a, **told) for a in p.answers))
+        dataclasses.replace(p, completions=tuple(dataclasses.replace(a, **told) for a in p.completions))
         for p in silent.problems
     )
     telling = dataclasses.replace(silent, problems=problems)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import SamplerConfig
-from lm_power.report.runs import Answer, Problem, Run
+from lm_power.logs.samples import LoggedCompletion
+from lm_power.report.runs import Problem, Run
 from lm_power.store import CompletionStore, Provenance
 
 TIME = "2026-01-01T00-00-00.000000"
@@ -57,13 +58,15 @@ def write_evaluation(
 
 def sample(run: Run, problem: Problem, power: bool = True) -> dict:
     """A document's line."""
-    texts = [answer.text for answer in problem.answers]
+    texts = [completion.text for completion in problem.completions]
     log = {
-        "correct": [answer.correct for answer in problem.answers],
-        "cost": [_cost(a, power) for a in problem.answers],
+        "correct": [completion.correct for completion in problem.completions],
+        "cost": [_cost(a, power) for a in problem.completions],
     }
     for name in ("answer", "self_reward", "finish_reason", "tokens"):
-        log[name] = [getattr(answer, name) if power or name == "answer" else None for answer in problem.answers]
+        log[name] = [
+            getattr(completion, name) if power or name == "answer" else None for completion in problem.completions
+        ]
     return {
         "doc_id": problem.doc_id,
         "doc": {"prompt": problem.prompt, "lm_power": log},
@@ -76,16 +79,21 @@ def sample(run: Run, problem: Problem, power: bool = True) -> dict:
         "doc_hash": problem.doc_hash,
         "prompt_hash": problem.prompt_hash,
         "target_hash": hashlib.sha256(str(problem.target).encode()).hexdigest(),
-        "acc": sum(answer.correct for answer in problem.answers) / len(problem.answers),
+        "acc": sum(completion.correct for completion in problem.completions) / len(problem.completions),
     }
 
 
-def _cost(answer: Answer, power: bool) -> dict | None:
+def _cost(completion: LoggedCompletion, power: bool) -> dict | None:
     if not power:
         return None
-    steps = answer.steps
+    steps = completion.steps
     counts = {"proposals": len(steps.accepted), "accepted": sum(steps.accepted), "tokens_reused": 0}
-    return {**counts, "tokens_decoded": answer.tokens_decoded, "seconds": answer.seconds, "steps": steps.record()}
+    return {
+        **counts,
+        "tokens_decoded": completion.tokens_decoded,
+        "seconds": completion.seconds,
+        "steps": steps.record(),
+    }
 
 
 def with_texts(run: Run, texts: list[str]) -> Run:
@@ -93,9 +101,9 @@ def with_texts(run: Run, texts: list[str]) -> Run:
     problems = [
         dataclasses.replace(
             problem,
-            answers=tuple(
-                dataclasses.replace(answer, text=texts[(i + k) % len(texts)])
-                for k, answer in enumerate(problem.answers)
+            completions=tuple(
+                dataclasses.replace(completion, text=texts[(i + k) % len(texts)])
+                for k, completion in enumerate(problem.completions)
             ),
         )
         for i, problem in enumerate(run.problems)
@@ -103,9 +111,9 @@ def with_texts(run: Run, texts: list[str]) -> Run:
     return dataclasses.replace(run, problems=tuple(problems))
 
 
-def fill_store(folder, repeats, seed=0, **options):
+def fill_store(folder, repeats, seed=0, model="pocket/model+RandW@0123456789abcdef", **options):
     """A store with `repeats[prompt]` completions per prompt."""
-    source = Provenance("pocket/model+RandW@0123456789abcdef", SamplerConfig(seed=seed, **options), (), (0,))
+    source = Provenance(model, SamplerConfig(seed=seed, **options), (), (0,))
     with CompletionStore(folder, source.model) as store:
         for prompt, n in repeats.items():
             for repeat in range(n):

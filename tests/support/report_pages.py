@@ -34,7 +34,8 @@ def build_report(comparison: Comparison, folder: Path) -> Path:
 def with_answers(run: Run, **fields) -> Run:
     """The run with these fields of all its answers replaced."""
     problems = [
-        dataclasses.replace(p, answers=tuple(dataclasses.replace(a, **fields) for a in p.answers)) for p in run.problems
+        dataclasses.replace(p, completions=tuple(dataclasses.replace(a, **fields) for a in p.completions))
+        for p in run.problems
     ]
     return dataclasses.replace(run, problems=tuple(problems))
 
@@ -46,9 +47,9 @@ def hostile_comparison() -> Comparison:
     for run in comparison.runs:
         problems = []
         for problem in run.problems:
-            first, second = (dataclasses.replace(a, text=HOSTILE, answer=HOSTILE) for a in problem.answers)
-            answers = (first, dataclasses.replace(second, text=WIDE + HOSTILE))
-            problems.append(dataclasses.replace(problem, prompt=HOSTILE, target=HOSTILE, answers=answers))
+            first, second = (dataclasses.replace(a, text=HOSTILE, answer=HOSTILE) for a in problem.completions)
+            completions = (first, dataclasses.replace(second, text=WIDE + HOSTILE))
+            problems.append(dataclasses.replace(problem, prompt=HOSTILE, target=HOSTILE, completions=completions))
         fields = {"label": run.label + HOSTILE, "model": HOSTILE, "options": {HOSTILE: HOSTILE}, "notes": (HOSTILE,)}
         runs.append(dataclasses.replace(run, problems=tuple(problems), folder=Path("runs/<b>"), **fields))
     return dataclasses.replace(comparison, task=HOSTILE, filter=HOSTILE, runs=tuple(runs), notes=(HOSTILE,))

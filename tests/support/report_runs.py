@@ -5,17 +5,18 @@ import random
 from pathlib import Path
 
 from lm_power.completion import Steps
-from lm_power.report.runs import Answer, Comparison, Problem, Run
+from lm_power.logs.samples import LoggedCompletion
+from lm_power.report.runs import Comparison, Problem, Run
 
 
-def make_answer(rng: random.Random, skill: float, method: str = "power") -> Answer:
+def make_completion(rng: random.Random, skill: float, method: str = "power") -> LoggedCompletion:
     """A completion that is right with probability `skill`, and more self-confident where it is right."""
     correct = float(rng.random() < skill)
     tokens = rng.randint(5, 40)
     digit = "4" if correct else rng.choice("123")
     self_reward = -rng.uniform(0.02, 0.3) - 0.2 * (1 - correct)
     steps = make_steps(rng, tokens) if method == "power" else Steps()
-    return Answer(
+    return LoggedCompletion(
         text=f" carefully {'a1 ' * tokens}so {digit}",
         correct=correct,
         answer=digit,
@@ -60,8 +61,8 @@ def make_run(
         prompt = f"Problem {doc_id}: add a{doc_id % 10} and give the last digit:"
         digest = hashlib.sha256(prompt.encode()).hexdigest()
         hardness = random.Random(doc_id).uniform(0.6, 1.2)
-        answers = tuple(make_answer(rng, min(1.0, skill * hardness), method) for _ in range(n))
-        made.append(Problem(doc_id, digest[::-1], digest, prompt, "4", answers))
+        completions = tuple(make_completion(rng, min(1.0, skill * hardness), method) for _ in range(n))
+        made.append(Problem(doc_id, digest[::-1], digest, prompt, "4", completions))
     options = {
         "power": {"alpha": 4.0, "block_size": 8, "mcmc_steps": 5},
         "temperature": {"proposal_temperature": 0.25},

@@ -48,13 +48,13 @@ def cost(comparison: Comparison) -> Drawing | Omitted:
     ]
     canvas, labels = new_canvas(3.1, [comparison.runs[i].label for i in shown], extra_lines=len(extra))
     axes = canvas.add_subplot()
-    places = []
+    ends = []
     for i in shown:
-        places += _cost_points(axes, i, summaries[i])
+        ends += _cost_points(axes, i, summaries[i])
     axes.set_xlabel("tokens decoded, rejected work included")
     axes.set_ylabel("accuracy")
     share_axis(axes)
-    _cost_axis(axes, places)
+    _cost_axis(axes, ends)
     add_legend(canvas, shown, labels, extra, line=False)
     seen = "; ".join(
         f"{run.label}: {s.accuracy.value:.1%} at {s.tokens_decoded.value:.0f} tokens"
@@ -132,7 +132,7 @@ def reliability_by_decile(comparison: Comparison) -> Drawing | Omitted:
 
 
 def _cost_points(axes: Axes, i: int, summary: Summary) -> list[float]:
-    """Draw a run's points, joined; where they lie on the x axis."""
+    """Draw a run's points, joined; the two ends of each point's bar on the x axis."""
     points = [
         (cost, accuracy, style)
         for cost, accuracy, style in (
@@ -146,12 +146,12 @@ def _cost_points(axes: Axes, i: int, summary: Summary) -> list[float]:
     run_style = {**vars(look(i)), "linestyle": "none", "capsize": 2, "elinewidth": 0.9}
     for cost, accuracy, style in points:
         axes.errorbar(cost.value, accuracy.value, accuracy.error, cost.error, **run_style, **style)
-    return places
+    return [cost.value + sign * (cost.error or 0.0) for cost, _, _ in points for sign in (-1, 1)]
 
 
-def _cost_axis(axes: Axes, places: Sequence[float]) -> None:
-    """Logarithmic where the costs are far apart, and with room at both ends."""
-    low, high = min(places), max(places)
+def _cost_axis(axes: Axes, ends: Sequence[float]) -> None:
+    """Logarithmic where the costs are far apart; there is room beyond the bars at both ends."""
+    low, high = min(ends), max(ends)
     if low > 0 and high > 4 * low:
         axes.set_xscale("log")
         margin = (high / low) ** 0.08

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from lm_power.logs.samples import LoggedCompletion
 from lm_power.report.figure_data import Split, by_correctness
 from lm_power.report.figures.style import (
     RIGHT_COLOUR,
@@ -19,7 +20,7 @@ from lm_power.report.figures.style import (
     left_out,
     new_panels,
 )
-from lm_power.report.runs import Answer, Comparison
+from lm_power.report.runs import Comparison
 
 BINS = 24
 
@@ -28,7 +29,7 @@ def self_reward(comparison: Comparison) -> Drawing | Omitted:
     """Self-reward of right and wrong completions."""
     return _histograms(
         comparison,
-        lambda answer: answer.self_reward,
+        lambda completion: completion.self_reward,
         name="self_reward_histogram",
         title="Self-reward of right and wrong completions",
         axis="self-reward, nats per token",
@@ -41,7 +42,7 @@ def length(comparison: Comparison) -> Drawing | Omitted:
     """Length of right and wrong completions."""
     return _histograms(
         comparison,
-        lambda answer: answer.tokens,
+        lambda completion: completion.tokens,
         name="length_histogram",
         title="Length of right and wrong completions",
         axis="length, tokens",
@@ -52,7 +53,7 @@ def length(comparison: Comparison) -> Drawing | Omitted:
 
 def _histograms(
     comparison: Comparison,
-    quantity: Callable[[Answer], float | None],
+    quantity: Callable[[LoggedCompletion], float | None],
     *,
     name: str,
     title: str,

@@ -18,8 +18,8 @@ import lm_power.host
 from lm_power import Completion, PowerSampler
 from lm_power.config import SamplerConfig
 from lm_power.engine import Engine
-from lm_power.engine.halving import halving, out_of_memory
 from lm_power.engine.kv_cache import RowCache
+from lm_power.engine.out_of_memory import out_of_memory, retry_with_fewer_rows
 from lm_power.progress import Progress
 from lm_power.scheduler import Job
 
@@ -247,5 +247,5 @@ def test_half_is_rounded_up():
             raise MemoryError
         yield rows
 
-    assert list(halving(attempt, 7)) == [1]
+    assert list(retry_with_fewer_rows(attempt, 7)) == [1]
     assert tried == [7, 4, 2, 1]

@@ -13,7 +13,7 @@ LEVEL = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class Conclusion:
     """What the forecast says.
 
     Attributes:
@@ -34,12 +34,12 @@ class Answer:
     sentence: str
 
 
-def answer(forecast: Forecast) -> Answer:
-    """Read the answer off a forecast."""
+def conclude(forecast: Forecast) -> Conclusion:
+    """What a forecast comes to."""
     problems = len(forecast.values)
     resolved = [point for point in forecast.points if point.resolved and point.alpha > 1]
     if not resolved:
-        return Answer("too small to tell", None, None, None, _too_small(forecast))
+        return Conclusion("too small to tell", None, None, None, _too_small(forecast))
     intervals = {point.alpha: interval(point.gain, len(resolved)) for point in resolved}
     best = max(resolved, key=lambda point: point.accuracy.value)
     helping = [point for point in resolved if intervals[point.alpha][0] > 0]
@@ -63,7 +63,7 @@ def answer(forecast: Forecast) -> Answer:
     )
     if best.accuracy.value - chosen.accuracy.value >= 0.0005:  # else the same to three decimals
         sentence += f" The highest is {best.accuracy.value:.3f} at alpha = {best.alpha:g}."
-    return Answer(outcome, chosen.alpha, low, high, _typographic(sentence + _not_resolved(forecast)))
+    return Conclusion(outcome, chosen.alpha, low, high, _typographic(sentence + _not_resolved(forecast)))
 
 
 def interval(gain: Estimate, comparisons: int = 1) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Out of memory while running: half the rows, and on."""
+"""What to do when memory runs out while a run is under way: go on with half the rows."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Besides those that accelerate knows: of libraries that allocate for themselves, and of CUDA outside torch's allocator.
+# Messages that accelerate does not know: of libraries with their own allocators, and of CUDA outside torch's allocator.
 _SAYINGS = ("bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-def halving(attempt: Callable[[int], Iterator[T]], rows: int) -> Iterator[T]:
-    """What `attempt(rows)` yields; where memory runs out, what it yields when called again with half the rows.
+def retry_with_fewer_rows(attempt: Callable[[int], Iterator[T]], rows: int) -> Iterator[T]:
+    """What `attempt(rows)` yields. If memory runs out, it is called again with half the rows.
 
-    Half is rounded up: 5 rows, 3, 2, 1. Nothing of an attempt is referred to any more, and its memory is free, when the
-    next one begins; what has been achieved `attempt` has to know.
+    Half is rounded up: 5 rows, 3, 2, 1. When the next attempt begins, nothing refers to the last one any more, and its
+    memory is free. `attempt` itself has to know what was already achieved.
 
     Args:
-        attempt: called with the rows to use; makes an engine and decodes.
-        rows: to begin with.
+        attempt: called with the number of rows to use; it makes an engine and decodes.
+        rows: the number of rows to begin with.
 
     Raises:
-        MemoryError: out of memory with one row.
+        MemoryError: memory runs out with one row.
     """
     while True:
         try:
@@ -46,7 +46,7 @@ def halving(attempt: Callable[[int], Iterator[T]], rows: int) -> Iterator[T]:
                     "use a smaller dtype, or spread the model by parallelize=True"
                 ) from error
             del cause
-        # Not in the handler: while an exception is being handled, its traceback keeps the engine alive.
+        # Outside the handler: while an exception is being handled, its traceback keeps the engine alive.
         release()
         fewer = (rows + 1) // 2
         logger.warning(
@@ -59,17 +59,17 @@ def halving(attempt: Callable[[int], Iterator[T]], rows: int) -> Iterator[T]:
 
 
 def release() -> None:
-    """Free what nobody refers to any more: an exception's traceback and its frames refer to each other."""
+    """Free memory in reference cycles, such as an exception's traceback and its frames."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def out_of_memory(error: BaseException) -> BaseException | None:
-    """The exception that says that a device's or the machine's memory ran out: `error`, or one that led to it.
+    """The exception that says that a device or the machine ran out of memory: `error`, or one that led to it, or None.
 
-    What runs out of memory inside a CUDA graph capture ends in an error about the capture, raised while the first is
-    being handled. None where there is no such exception.
+    Running out of memory while a CUDA graph is captured ends in an error about the capture, which is raised while the
+    first error is being handled.
     """
     link: BaseException | None = error
     while isinstance(link, (RuntimeError, MemoryError)):
