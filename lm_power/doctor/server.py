@@ -75,7 +75,7 @@ def _examine(asked: Asked, client: HTTPClient) -> list[Finding]:
     tokenizers = []
 
     def tokenizer() -> str:
-        name = asked.tokenizer or card.root or card.model
+        name = asked.tokenizer or card.checkpoint
         tokenizers.append(load_tokenizer(name, {}))
         eos = eos_ids_of(name, tokenizers[0], {})
         if not eos:

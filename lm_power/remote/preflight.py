@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lm_power.config import near_matches
-from lm_power.remote.answers import NoLists, Transient, answer_of, entries
-from lm_power.remote.client import API_KEY, Card, HTTPClient, Place, Refused
+from lm_power.remote.answers import NoLists, Transient, answer_of
+from lm_power.remote.client import API_KEY, Card, HTTPClient, Place, Refused, cards
 from lm_power.remote.decoder import Answer, ServerError
 from lm_power.remote.trials import Trial, Unsuitable, probe_of, try_engine
 
@@ -31,7 +31,7 @@ def check(client: HTTPClient, model: str | None) -> Card:
     first: Card | None = None
     for place in client.places:
         listed = _listed(client, place)
-        names = [str(entry["id"]) for entry in listed]
+        names = list(listed)
         if model is None and len(names) != 1:
             raise _unsuitable(place, f"serves {', '.join(names)}", "name one by model=")
         wanted = names[0] if model is None else model
@@ -40,7 +40,7 @@ def check(client: HTTPClient, model: str | None) -> Card:
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise _unsuitable(place, f"does not serve model={wanted}", f"{hint}available: {', '.join(names)}")
         client.model = model = wanted
-        card = place.card = next(Card.of(entry) for entry in listed if entry["id"] == wanted)
+        card = place.card = listed[wanted]
         first = first or card
         if card != first:
             raise _unsuitable(
@@ -134,7 +134,7 @@ def _unsuitable(place: Place, lack: str, cure: str) -> Unsuitable:
     return Unsuitable(_name(place), lack, cure)
 
 
-def _listed(client: HTTPClient, place: Place) -> Sequence[Any]:
+def _listed(client: HTTPClient, place: Place) -> dict[str, Card]:
     try:
         listed = client.call(client.get(place, "/models"))
     except Transient as error:
@@ -151,7 +151,7 @@ def _listed(client: HTTPClient, place: Place) -> Sequence[Any]:
             f"has no /models (status {error.status})",
             "the URL should end in /v1/completions, beside which an OpenAI-compatible server lists its models",
         ) from error
-    found = entries(listed)
+    found = cards(listed)
     if not found:
         raise _unsuitable(
             place, "answers, but lists no models", "it is no OpenAI-compatible server of completions; is the URL right?"

@@ -92,7 +92,7 @@ class Server:
         client = HTTPClient(base_url, top=top_logprobs, **options)
         try:
             card = check(client, model)
-            name = tokenizer if isinstance(tokenizer, str) else card.root or card.model
+            name = tokenizer if isinstance(tokenizer, str) else card.checkpoint
             if tokenizer is None or isinstance(tokenizer, str):
                 tokenizer = load_tokenizer(name, loading or {})
             if eos_token_ids is None:
