@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 from lm_power import cpu
 from lm_power.doctor import machine
 from lm_power.doctor.command import PARTS
+from lm_power.doctor.finding import Finding
 from lm_power.engine.attention import check_kernel
 from lm_power.engine.backend import HFBackend
 from lm_power.engine.device import default_device
@@ -27,23 +28,6 @@ from lm_power.engine.memory import free_memory, total_memory
 
 _GIB = 2**30
 _PROMPT = "Question: what is seventeen times twenty-three? Think step by step.\nAnswer:"
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """What became of one part.
-
-    Attributes:
-        part: a name of `PARTS`, or "model".
-        verdict: "works"; "fails"; "absent" where this machine, or this installation, does not have it.
-        why: what was seen, in a sentence.
-        remedy: what to set or install; empty where there is nothing to do.
-    """
-
-    part: str
-    verdict: Literal["works", "fails", "absent"]
-    why: str
-    remedy: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +51,6 @@ class Setting:
         """The setting that the options ask for. Raises ValueError for a wrong one."""
         if dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"--dtype {dtype}: must be auto, float32, bfloat16 or float16")
-        if max_new_tokens < 1:
-            raise ValueError(f"--max-new-tokens {max_new_tokens}: must be >= 1")
         chosen = device or default_device()
         try:
             where = torch.device(chosen)

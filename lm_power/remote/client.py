@@ -58,23 +58,38 @@ class Card:
         model: the name it is served by.
         root: the checkpoint or adapter behind it; None where the server does not tell.
         window: positions for prompt and completion, tokens; None where the server does not tell.
+        base: the model that it is an adapter of; None where it is none.
     """
 
     model: str
     root: str | None = None
     window: int | None = None
+    base: Card | None = None
 
     @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> Card:
-        """From an entry of /v1/models."""
+    def of(cls, entry: Mapping[str, Any], base: Card | None = None) -> Card:
+        """From an entry of /v1/models, and the card of its base; vLLM tells an adapter's window with its base."""
         meta = entry.get("meta") or {}
-        window = entry.get("max_model_len") or meta.get("n_ctx")
+        window = entry.get("max_model_len") or meta.get("n_ctx") or (None if base is None else base.window)
         root = entry.get("root")
-        return cls(str(entry["id"]), root if isinstance(root, str) else None, int(window) if window else None)
+        return cls(str(entry["id"]), root if isinstance(root, str) else None, int(window) if window else None, base)
+
+    @property
+    def checkpoint(self) -> str:
+        """Where the whole model may be found, with its tokenizer and its EOS ids: an adapter's folder has not all."""
+        return (self.root or self.model) if self.base is None else self.base.checkpoint
 
     def __str__(self) -> str:
         """As messages and stores name it."""
-        return f"{self.model} ({'weights not known' if self.root is None else f'root {self.root}'})"
+        known = "weights not known" if self.root is None else f"root {self.root}"
+        return f"{self.model} ({known}{'' if self.base is None else f', on {self.base}'})"
+
+
+def cards(listed: Any) -> dict[str, Card]:
+    """The models in what /v1/models has answered, by name."""
+    found = {str(entry["id"]): entry for entry in entries(listed)}
+    bases = {name: Card.of(entry) for name, entry in found.items() if entry.get("parent") not in found}
+    return {name: Card.of(entry, bases.get(str(entry.get("parent")))) for name, entry in found.items()}
 
 
 @dataclasses.dataclass
@@ -239,8 +254,7 @@ class HTTPClient:
 
     async def card(self, place: Place) -> Card | None:
         """What the server tells of the model now; None where it does not serve it."""
-        listed = await self.get(place, "/models")
-        return next((Card.of(entry) for entry in entries(listed) if entry["id"] == self.model), None)
+        return cards(await self.get(place, "/models")).get(self.model)
 
     async def _carry(self, number: int, query: Query) -> None:
         try:

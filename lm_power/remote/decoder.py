@@ -253,7 +253,7 @@ class TopKDecoder:
         pending.number = self._queries
         self._asked[pending.number] = row
         temperature = 1.0 if request.explore else 1 / request.beta
-        tokens = [*held.prompt, *held.tokens[: request.keep].tolist(), *pending.tokens.tolist()]
+        tokens = [*held.prompt, *_so_far(held, pending).tolist()]
         query = Query(row, tokens, max_tokens, temperature, seed_of(request, pending.attempts))
         pending.attempts += 1
         self.counters.queries += 1
@@ -303,13 +303,11 @@ class TopKDecoder:
     def _append(self, held: _Row, pending: _Pending, answer: Answer, kept: int | None = None) -> bool:
         """Add the first `kept` tokens of an answer, up to the one that ends the completion; whether one does."""
         tokens = answer.tokens[:kept]
-        start = pending.request.keep + len(pending.tokens)
-        history = np.concatenate([held.tokens[: pending.request.keep], pending.tokens, tokens])
         is_eos = (tokens[:, None] == self._eos).any(1)
         for place in np.flatnonzero(is_eos | self._may_stop(tokens)).tolist():
             if is_eos[place]:
                 pending.finished_by = FinishedBy.EOS
-            elif self.stops.completed(history[: start + place + 1]):
+            elif self.stops.completed(np.concatenate([_so_far(held, pending), tokens[: place + 1]])):
                 pending.finished_by = FinishedBy.STOP
             else:
                 continue
@@ -322,8 +320,9 @@ class TopKDecoder:
 
     def _may_stop(self, tokens: IntArray) -> np.ndarray:
         found = np.zeros(len(tokens), dtype=bool)
-        known = tokens < len(self.stops.candidates)  # a model may have more tokens than its tokenizer knows
-        found[known] = self.stops.candidates[tokens[known]]
+        if self.stops.strings:
+            known = tokens < len(self.stops.candidates)  # a model may have more tokens than its tokenizer knows
+            found[known] = self.stops.candidates[tokens[known]]
         return found
 
     def _below(self, pending: _Pending) -> bool:
@@ -347,6 +346,11 @@ class TopKDecoder:
             log_z=np.stack([lists.log_z(e) for e in exponents], axis=1) if exponents else None,
             entropy=lists.entropy() if self._measures.entropy else None,
         )
+
+
+def _so_far(held: _Row, pending: _Pending) -> IntArray:
+    """The completion as far as it has come: what is kept of it, and what has been drawn."""
+    return np.concatenate([held.tokens[: pending.request.keep], pending.tokens])
 
 
 def seed_of(request: Request, attempt: int) -> int:

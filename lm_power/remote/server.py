@@ -88,13 +88,12 @@ class Server:
         Raises:
             OptionError: a wrong option, or a server that cannot be used; the message says how to start it.
         """
-        if importlib.util.find_spec("aiohttp") is None:
-            raise OptionError("a server needs the package aiohttp: pip install 'lm-power[api]'")
+        require_aiohttp()
         check_top(top_logprobs)
         client = HTTPClient(base_url, top=top_logprobs, **options)
         try:
             card = check(client, model)
-            name = tokenizer if isinstance(tokenizer, str) else card.root or card.model
+            name = tokenizer if isinstance(tokenizer, str) else card.checkpoint
             if tokenizer is None or isinstance(tokenizer, str):
                 tokenizer = load_tokenizer(name, loading or {})
             if eos_token_ids is None:
@@ -181,6 +180,12 @@ def _confined(config: SamplerConfig) -> bool:
 def rows_unknown(max_rows: object, whose: str = "a server's") -> OptionError:
     """The error for rows that are to be as many as fit."""
     return OptionError(f"max_rows={max_rows!r}: {whose} memory is not known here; set a number, such as 64")
+
+
+def require_aiohttp() -> None:
+    """Raise `OptionError` where the package that speaks HTTP is not installed."""
+    if importlib.util.find_spec("aiohttp") is None:
+        raise OptionError("a server needs the package aiohttp: pip install 'lm-power[api]'")
 
 
 def check_top(top_logprobs: object) -> None:

@@ -11,7 +11,7 @@ whose normaliser is a sum of numbers that were returned. The list must not depen
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -31,15 +31,22 @@ class TopLists:
     log_p: FloatArray
 
     @classmethod
-    def of(cls, lists: Sequence[Mapping[int, float]], width: int) -> TopLists:
-        """From one mapping of token id to log p for each position; of a longer one the `width` likeliest."""
-        ids = np.full((len(lists), width), -1, np.int64)
-        log_p = np.full((len(lists), width), -np.inf)
-        for place, listed in enumerate(lists):
-            best = sorted(listed.items(), key=lambda pair: (-pair[1], pair[0]))[:width]
-            if best:
-                ids[place, : len(best)], log_p[place, : len(best)] = zip(*best, strict=True)
-        return cls(ids, log_p)
+    def of(cls, positions: IntArray, ids: IntArray, log_p: FloatArray, shape: tuple[int, int]) -> TopLists:
+        """From entries in whatever order; where a position has more than K, its K likeliest.
+
+        Args:
+            positions: [entries] which of the m positions each belongs to.
+            ids: [entries] token id of each.
+            log_p: [entries] its log p, nats.
+            shape: m, K.
+        """
+        order = np.lexsort((ids, -log_p, positions))
+        positions, ids, log_p = positions[order], ids[order], log_p[order]
+        rank = np.arange(len(positions)) - np.searchsorted(positions, positions)
+        listed, made = rank < shape[1], cls.unknown(*shape)
+        made.ids[positions[listed], rank[listed]] = ids[listed]
+        made.log_p[positions[listed], rank[listed]] = log_p[listed]
+        return made
 
     @classmethod
     def ordered(cls, ids: IntArray, log_p: FloatArray) -> TopLists:

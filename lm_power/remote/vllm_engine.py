@@ -15,8 +15,8 @@ from lm_power.config import OptionError
 from lm_power.engine.stopping import eos_ids
 from lm_power.remote.client import Card
 from lm_power.remote.decoder import Answer, Query, ServerError
-from lm_power.remote.preflight import PROBE, PROBE_IDS, Trial, Unsuitable, try_engine
 from lm_power.remote.server import Server, check_top
+from lm_power.remote.trials import Trial, probe_of, try_engine
 from lm_power.remote.vllm_client import EngineClient
 
 if TYPE_CHECKING:
@@ -163,20 +163,13 @@ def serve(
         )
     client = EngineClient(llm, top_logprobs, lora_request)
     server = Server(client, Card(name, window=of_model.max_model_len), tokenizer, found, _settings(whole))
-    probe = list(PROBE_IDS) if tokenizer is None else list(tokenizer.encode(PROBE))
-    trial = _EngineTrial(client, name)
-    try:
-        try_engine(trial, probe[: of_model.max_model_len // 2], None)
-    except Unsuitable:
-        raise
-    except ServerError as error:
-        raise trial.unsuitable(str(error)) from error
+    try_engine(_EngineTrial(client, name, probe_of(tokenizer)[: of_model.max_model_len // 2]))
     return server
 
 
 class _EngineTrial(Trial):
-    def __init__(self, client: EngineClient, model: str) -> None:
-        super().__init__(f"model={model} in vLLM", client.top)
+    def __init__(self, client: EngineClient, model: str, probe: Sequence[int]) -> None:
+        super().__init__(f"model={model} in vLLM", client.top, probe)  # texts are not the engine's to make
         self._client = client
 
     def draw(
@@ -186,6 +179,8 @@ class _EngineTrial(Trial):
         try:
             self._client.add(0, Query(0, tokens, n, temperature, seed=20))
             ((_, answer),) = self._client.poll()
+        except ServerError as error:
+            raise self.unsuitable(str(error), "nothing has been drawn") from error
         finally:
             self._client.eos_ids = eos_ids
         return answer, ""

@@ -67,6 +67,7 @@ class FakeServer:
 
     def __init__(self, next_log_p: Callable[[tuple[int, ...]], np.ndarray], spell: Callable[[list[int]], str]) -> None:
         self.next_log_p, self.spell, self.ways = next_log_p, spell, Ways()
+        self.adapters: dict[str, tuple[str, Callable[[tuple[int, ...]], np.ndarray]]] = {}  # name → folder and law
         self.bodies: list[dict] = []  # of all completions requests
         self.headers: list[dict] = []
         self.under_way = self.most_under_way = self.abandoned = 0
@@ -79,7 +80,11 @@ class FakeServer:
 
     async def models(self, request: web.Request) -> web.Response:
         self._authorise(request)
-        return web.json_response({"object": "list", "data": [self.ways.card]})
+        adapters = [
+            {"id": name, "object": "model", "root": folder, "parent": self.ways.card["id"], "max_model_len": None}
+            for name, (folder, _) in self.adapters.items()
+        ]
+        return web.json_response({"object": "list", "data": [self.ways.card, *adapters]})
 
     def _authorise(self, request: web.Request) -> None:
         given = request.headers.get("Authorization")
@@ -120,7 +125,8 @@ class FakeServer:
 
     async def answer(self, body: dict) -> dict:
         ways, n = self.ways, body["max_tokens"]
-        if body["model"] != ways.card["id"]:
+        _, next_log_p = self.adapters.get(body["model"], (None, self.next_log_p))
+        if body["model"] not in (ways.card["id"], *self.adapters):
             raise _error(404, f"The model `{body['model']}` does not exist.")
         if not ways.takes_ids and not isinstance(body["prompt"], str):
             raise _error(400, "prompt: Input should be a valid string")
@@ -133,7 +139,7 @@ class FakeServer:
         for _ in range(min(n, ways.cut or n)):
             if ways.pause:
                 await asyncio.sleep(ways.pause)
-            log_p = self.next_log_p((*context, *drawn))
+            log_p = next_log_p((*context, *drawn))
             weights = np.exp(inverse * (log_p - log_p.max()))
             token = draw_token(weights, body["seed"], len(context) + len(drawn))
             if token in body["stop_token_ids"]:
@@ -154,7 +160,7 @@ class FakeServer:
             "top_logprobs": [{named(token): log_p for token, log_p in top.items()} for top in tops],
         }
         choice = {"index": 0, "text": self.spell(drawn), "finish_reason": reason, "logprobs": logprobs}
-        return {"object": "text_completion", "model": ways.answers_as or ways.card["id"], "choices": [choice]}
+        return {"object": "text_completion", "model": ways.answers_as or body["model"], "choices": [choice]}
 
     def echo(self, index: int, prompt: list[int]) -> dict:
         """A prompt's own log-probs, as lm-eval asks for them; and those of one token more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from toy import Toy
@@ -64,7 +65,14 @@ class TableClient:
             log_ps.append(float(log_p[token]))
             if token in self.toy.eos_ids and not self.past_eos:
                 break
-        return Answer(np.array(tokens), np.array(log_ps), TopLists.of(lists, self.top))
+        return Answer(np.array(tokens), np.array(log_ps), listed(lists, self.top))
+
+
+def listed(lists: Sequence[Mapping[int, float]], top: int) -> TopLists:
+    """`TopLists` from a mapping of token id to log p for each position."""
+    entries = [(place, token, log_p) for place, one in enumerate(lists) for token, log_p in one.items()]
+    positions, ids, log_p = (np.array(column) for column in zip(*entries, strict=True))
+    return TopLists.of(positions, ids, log_p, (len(lists), top))
 
 
 def decoder_of(client: TableClient, rows: int = 8, **options) -> TopKDecoder:

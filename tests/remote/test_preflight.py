@@ -11,8 +11,8 @@ from tiny_tokenizers import words
 
 from lm_power import OptionError, PowerSampler
 from lm_power.remote.answers import Transient
-from lm_power.remote.preflight import PROBE
 from lm_power.remote.server import Server
+from lm_power.remote.trials import PROBE
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a tokenizer that is not there is not looked for on the hub
 
@@ -111,6 +111,20 @@ def test_what_a_server_lacks(served, ways, parts) -> None:
         weights = next(w for w in map(steep, range(4)) if w[draw_token(w, 20, len(probe()))] < w.max())
         law = np.log(weights / weights.sum())
     refused(served, "base_url=http://127.0.0.1", *parts)
+
+
+def test_a_short_list_that_the_drawn_token_lengthens(served) -> None:
+    """Guards lists that depend on what was drawn: 3 tokens, and a fourth only where it was drawn off them."""
+    served.ways.lists = 3
+    law = next(law for law in map(uneven, range(100)) if law[draw_token(law, 20, len(probe()))] < law.max())
+    served.next_log_p = lambda context: np.log(law)
+    refused(served, "lists 3 tokens of the 4", "set top_logprobs=3")
+
+
+def uneven(seed: int) -> np.ndarray:
+    """[vocabulary] probabilities, of which a third is off the 3 likeliest tokens."""
+    weights = np.random.default_rng(seed).permutation([*[8.0] * 3, *[1.0] * (VOCABULARY - 3)])
+    return weights / weights.sum()
 
 
 def test_the_wrong_url(served, monkeypatch) -> None:

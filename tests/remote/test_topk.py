@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from remote.table_client import listed
 from toy import agreement
 
-from lm_power.remote.topk import TopLists
-
 LAW = {3: 0.5, 8: 0.2, 1: 0.1, 5: 0.1, 9: 0.06, 2: 0.04}
-LISTED = TopLists.of([{token: float(np.log(p)) for token, p in LAW.items()}], 4)
+LISTED = listed([{token: float(np.log(p)) for token, p in LAW.items()}], 4)
 
 
 def test_lists_are_sorted_cut_and_padded() -> None:
     """Guards ties and short lists: of equal probabilities the lower id stays, whatever the order they came in."""
-    reverse = TopLists.of([dict(reversed(list({t: float(np.log(p)) for t, p in LAW.items()}.items())))], 3)
+    reverse = listed([dict(reversed(list({t: float(np.log(p)) for t, p in LAW.items()}.items())))], 3)
     assert reverse.ids.tolist() == [[3, 8, 1]]
-    short = TopLists.of([{4: -0.1}, {}], 2)
+    short = listed([{4: -0.1}, {}], 2)
     assert short.ids.tolist() == [[4, -1], [-1, -1]]
     assert short.known(0) and not short.known(1) and not short.known(2)
     assert short[:1].log_z(2.0)[0] == pytest.approx(-0.2)
@@ -34,7 +33,7 @@ def test_log_q_is_normalised_on_the_list(beta) -> None:
 
 def test_probabilities_that_underflow_keep_their_order() -> None:
     """Guards sums of exp(beta·log p) that are all zero."""
-    lists = TopLists.of([{1: -1e-300, 2: -400.0, 3: -401.0}], 3)
+    lists = listed([{1: -1e-300, 2: -400.0, 3: -401.0}], 3)
     token, log_p = lists.draw_without(1, 4.0, 0.5)
     assert (token, log_p) == (2, -400.0)
     assert lists.log_z(4.0)[0] == pytest.approx(0)
@@ -54,10 +53,10 @@ def test_draws_without_a_token(excluded) -> None:
 
 def test_nothing_left_to_draw() -> None:
     with pytest.raises(ValueError, match="no token but 4"):
-        TopLists.of([{4: -0.1}], 2).draw_without(4, 1.0, 0.5)
+        listed([{4: -0.1}], 2).draw_without(4, 1.0, 0.5)
 
 
 def test_entropy_takes_the_rest_for_one_token() -> None:
     p = np.array([0.5, 0.2, 0.1, 0.1, 0.1])
     assert LISTED.entropy()[0] == pytest.approx(-(p * np.log(p)).sum())
-    assert TopLists.of([{4: 0.0}], 3).entropy()[0] == 0
+    assert listed([{4: 0.0}], 3).entropy()[0] == 0
