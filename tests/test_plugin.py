@@ -149,17 +149,32 @@ def installed(request):
 CONSOLE_SCRIPT = "import sys; from lm_eval.__main__ import cli_evaluate; sys.exit(cli_evaluate())"
 
 
+COMMANDS = {
+    "lm_eval": ["-c", CONSOLE_SCRIPT],
+    "python -m lm_eval": ["-m", "lm_eval"],
+    "accelerate launch -m lm_eval": ["-m", "accelerate.commands.launch", "-m", "lm_eval"],
+}
+
+
 @pytest.mark.parametrize(
-    "command",
+    ("name", "command"),
     [
-        pytest.param(["-c", CONSOLE_SCRIPT], id="lm_eval"),
-        pytest.param(["-m", "lm_eval"], id="python -m lm_eval"),
-        pytest.param(["-m", "accelerate.commands.launch", "-m", "lm_eval"], id="accelerate launch -m lm_eval"),
+        ("wheel", "lm_eval"),
+        ("editable", "accelerate launch -m lm_eval"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("wheel", "python -m lm_eval"),
+                ("wheel", "accelerate launch -m lm_eval"),
+                ("editable", "lm_eval"),
+                ("editable", "python -m lm_eval"),
+            ]
+        ),
     ],
 )
-def test_every_command_lists_our_task(installed, command):
+def test_every_command_lists_our_task(request, name, command):
     """`ls tasks` shows our task beside the built-in ones, from a folder that is not the repository."""
-    listing = installed.run(*command, "ls", "tasks").stdout
+    listing = request.getfixturevalue(name).run(*COMMANDS[command], "ls", "tasks").stdout
     assert f"|{TASK} " in listing
     assert "|piqa " in listing
 

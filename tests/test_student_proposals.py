@@ -50,7 +50,7 @@ def test_the_chain_has_converged_and_a_clipped_one_has_not() -> None:
     assert total_variation(clipped, target) > 0.05
 
 
-@pytest.mark.parametrize("chains", [500, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("chains", [250, pytest.param(20_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", LAWS.values(), ids=LAWS.keys())
 def test_the_law_through_the_whole_stack(options, chains) -> None:
     """Guards draws, log p and log q of two models as they run: chi-square against p^alpha of the base.

@@ -208,7 +208,7 @@ def test_rounds_carry_their_provenance_on(tiny: str, store: str, finished, tmp_p
     assert (record["round"], record["teacher"]["start"]) == (2, "another")
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_padded_model_s_second_round_is_self_distillation(tied: bool, tmp_path, capsys) -> None:
     """With more token embeddings than tokens, as in Qwen2.5, whose padding lm-eval's own loading cuts off.
 

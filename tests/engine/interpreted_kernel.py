@@ -71,16 +71,21 @@ def expected(query, key, value, spans, *arguments):
     )
 
 
+def slow(*values: object) -> object:
+    """A case for the long run."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("dtype", "heads", "group", "key_dim", "value_dim", "softcap", "with_sinks"),
     [
-        (torch.float32, 2, 1, 64, 64, None, False),
-        (torch.float32, 1, 2, 256, 256, 3.0, False),
-        (torch.float32, 2, 3, 80, 48, None, True),
-        (torch.float32, 1, 7, 128, 128, None, False),
+        slow(torch.float32, 2, 1, 64, 64, None, False),
+        slow(torch.float32, 1, 2, 256, 256, 3.0, False),
+        slow(torch.float32, 2, 3, 80, 48, None, True),
+        slow(torch.float32, 1, 7, 128, 128, None, False),
         (torch.float32, 1, 17, 24, 40, 50.0, True),
         (torch.bfloat16, 1, 7, 128, 128, None, False),
-        (torch.bfloat16, 2, 5, 96, 96, 50.0, True),
+        slow(torch.bfloat16, 2, 5, 96, 96, 50.0, True),
         (torch.float16, 2, 8, 64, 64, None, True),
     ],
 )

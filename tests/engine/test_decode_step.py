@@ -190,7 +190,11 @@ def finish(engine: Engine) -> list[int]:
 
 @pytest.mark.parametrize(
     ("name", "attention", "paired"),
-    [("qwen2-sliding", "sdpa", False), ("gemma2", "lm_power", False), ("qwen2-sliding", "sdpa", True)],
+    [
+        ("qwen2-sliding", "sdpa", False),
+        ("gemma2", "lm_power", False),
+        pytest.param("qwen2-sliding", "sdpa", True, marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_can_be_recorded_and_replayed(monkeypatch, request, name, attention, paired):
     """Guards: a step in which something depends on Python values that change, or that is run as it is recorded.
@@ -242,7 +246,9 @@ def test_a_step_neither_asks_its_device_for_a_value_nor_brings_it_one(name, atte
         step._result.copy_(torch.zeros(4, 4))
 
 
-@pytest.mark.parametrize(("batch_shape", "graphs"), [("fixed", 1), ("shrinking", 3)])
+@pytest.mark.parametrize(
+    ("batch_shape", "graphs"), [("fixed", 1), pytest.param("shrinking", 3, marks=pytest.mark.slow)]
+)
 def test_a_compiled_model_is_compiled_once_and_changes_no_completion(monkeypatch, batch_shape, graphs):
     """Guards: a graph of its own for every position or width, or a cache that the compiled model does not write.
 

@@ -166,7 +166,7 @@ def test_a_draw_stops_once_it_is_below_its_bound_and_not_before(backend, terms):
     assert equal(run(engine, 0), free), "no bound is left over"
 
 
-@pytest.mark.parametrize("cut", [0, 4, 12, 20])
+@pytest.mark.parametrize("cut", [0, 12, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (4, 20))])
 @pytest.mark.parametrize("busy", ["settled", "decoding", "decoded"])
 def test_a_copy_decodes_as_its_source_would(backend, cut, busy):
     """Guards prefetch: the prefix copied from slots that the source's own proposal has overwritten, or is about to.
@@ -474,7 +474,10 @@ def test_a_finished_row_is_refilled_at_once(backend, recorded, method):
     assert engine.busy[-1][0] >= 1
 
 
-@pytest.mark.parametrize("method", ["power", "power_inf", "temperature", "standard"])
+@pytest.mark.parametrize(
+    "method",
+    ["power", "standard", *(pytest.param(name, marks=pytest.mark.slow) for name in ("power_inf", "temperature"))],
+)
 def test_completions_do_not_depend_on_rows_or_order(method):
     """Guards: random numbers or states that depend on the batch. In float64: token for token the same.
 

@@ -47,7 +47,11 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "parts"),
     [
         (("--tasks", "pocket_sums", "--gen_kwargs", "alpa=2"), ("'alpa'", "did you mean alpha")),
-        (("--tasks", "math500", "--metadata", "math500_file=no.jsonl"), ("math500_file=no.jsonl", "does not exist")),
+        pytest.param(
+            ("--tasks", "math500", "--metadata", "math500_file=no.jsonl"),
+            ("math500_file=no.jsonl", "does not exist"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_command_ends_in_one_line_before_the_model_is_loaded(
@@ -60,6 +64,7 @@ def test_the_command_ends_in_one_line_before_the_model_is_loaded(
     assert "Traceback" not in done.stderr and "/no/such/model" not in last
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_ends_in_one_line() -> None:
     done = command("--tasks", "pocket_sums")
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]

@@ -259,6 +259,7 @@ def test_without_vllm(monkeypatch) -> None:
         PowerSampler.from_vllm("m", max_rows="auto")
 
 
+@pytest.mark.vllm
 def test_importing_lm_power_imports_no_vllm() -> None:
     """Guards start-up: vLLM takes seconds to import, and sets up processes and logging of its own."""
     modules = "lm_power, lm_power.plugin, lm_power.sampler, lm_power.remote.vllm_engine, lm_power.harness.power_api"
