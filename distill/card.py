@@ -22,7 +22,7 @@ _START = {
     "another": "no: the teacher had other weights than those that training starts from",
     "unknown": "not known: the weights here have fewer digits than the teacher's, or are not all in one place, or its "
     "adapter was merged",
-    "untold": "not known: the data do not tell the teacher's weights",
+    "untold": "not known: the data do not say which weights the teacher had",
 }
 
 _NO_SIGN = {True: "no sign of it", False: "no sign of it in the training loss; nothing was held out"}
@@ -76,7 +76,7 @@ def model_card(record: Record) -> str:
         + "\n```",
         "## Use\n\n```bash\n" + "\n".join(_evaluation(record)) + "\n```\n\n```python\n" + _python(record) + "\n```",
         _earlier(record),
-        f"`{LOG}` has the losses. In the folder where this was made, `{CONFIG}` has all options, and `{RECORD}` tells "
+        f"`{LOG}` has the losses. In the folder where this was made, `{CONFIG}` has all options, and `{RECORD}` says "
         "where the data and the weights came from.",
         _table("Versions", record["versions"]),
     ]
@@ -135,8 +135,8 @@ def _teacher(record: Record) -> dict[str, Any]:
     teacher = record["teacher"]
     sampling = ", ".join(f"{name} {value}" for name, value in (teacher["config"] or {}).items())
     return {
-        "teacher": teacher["model"] or "not told by the data",
-        "drawn with": sampling or "not told by the data",
+        "teacher": teacher["model"] or "unknown: the data do not say",
+        "drawn with": sampling or "unknown: the data do not say",
         "files": ", ".join(record["options"]["data"]),
         "completions there": ", ".join(f"{count} {reason}" for reason, count in teacher["counts"].items()),
     }

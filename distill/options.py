@@ -147,7 +147,7 @@ class DistillConfig(Selection):
         if self.full and self.adapter is not None:
             raise OptionError("full=True with adapter: merge the adapter into the model first, or train an adapter")
         if adapter_only and (self.full or self.adapter is not None):
-            why = "full=True trains no adapter" if self.full else "the adapter to go on from decides it"
+            why = "full=True trains no adapter" if self.full else "the adapter that is continued decides it"
             raise OptionError(f"{adapter_only[0]}={getattr(self, adapter_only[0])}: {why}; leave it out")
         if self.early_stopping is not None and not self.validation_share:
             raise OptionError(f"early_stopping={self.early_stopping}: needs a validation_share > 0, such as 0.1")

@@ -31,11 +31,11 @@ def on_main(work: Callable[[], T]) -> T:
         except Exception as error:
             failed = error
             outcome = [(None, _told(error))]
-    result, told = broadcast_object_list(outcome)[0]
+    result, elsewhere = broadcast_object_list(outcome)[0]
     if failed is not None:
         raise failed
-    if told is not None:
-        raise told
+    if elsewhere is not None:
+        raise elsewhere
     return cast("T", result)
 
 
@@ -54,9 +54,9 @@ def together(work: Callable[[], T]) -> T:
     everywhere = gather_object([None if failed is None else _told(failed)])
     if failed is not None:
         raise failed
-    told = next((error for error in everywhere if error is not None), None)
-    if told is not None:
-        raise told
+    elsewhere = next((error for error in everywhere if error is not None), None)
+    if elsewhere is not None:
+        raise elsewhere
     return cast("T", result)
 
 

@@ -60,7 +60,7 @@ def earlier_run(output: str, resume: bool) -> Record | None:
             raise OptionError(f"output={output}: holds no run to resume; leave out --resume to start one")
         return record
     if record is not None:
-        state = "a finished run" if record["results"] else "a run that was not finished: --resume goes on with it"
+        state = "a finished run" if record["results"] else "a run that was not finished: --resume continues it"
         raise OptionError(f"output={output}: holds {state}; nothing is overwritten: name another folder")
     try:
         if folder.exists() and any(folder.iterdir()):
@@ -110,9 +110,9 @@ def public_name(path: str) -> str:
 def name_base(settings: Path) -> None:
     """Make an adapter's settings, which are published, name its base without the path on this machine."""
     if settings.exists():  # not with --full
-        told = json.loads(settings.read_text(encoding="utf-8"))
-        told["base_model_name_or_path"] = public_name(told["base_model_name_or_path"])
-        replace(settings, json.dumps(told, indent=2, sort_keys=True) + "\n")
+        published = json.loads(settings.read_text(encoding="utf-8"))
+        published["base_model_name_or_path"] = public_name(published["base_model_name_or_path"])
+        replace(settings, json.dumps(published, indent=2, sort_keys=True) + "\n")
 
 
 def check_same_run(earlier: Record, now: Record) -> None:

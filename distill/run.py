@@ -8,10 +8,12 @@ import importlib.metadata
 import json
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_pt_utils import get_model_param_count
 
@@ -19,7 +21,6 @@ from lm_power.config import OptionError
 from lm_power.distill import record as records
 from lm_power.distill import rote
 from lm_power.distill.card import closing_table, model_card, settings_table
-from lm_power.distill.curve import draw_losses
 from lm_power.distill.options import DistillConfig
 from lm_power.distill.parallel import on_main, say, together
 from lm_power.distill.precision import Precision, choose_precision
@@ -218,6 +219,20 @@ def _finish(record: Record, config: DistillConfig, student: Student, trainer: Di
     student.tokenizer.save_pretrained(folder)
     records.name_base(folder / "adapter_config.json")
     records.replace(folder / records.LOG, json.dumps(trainer.state.log_history, indent=1) + "\n")
-    draw_losses(record["results"]["loss"], folder / records.CURVE)
+    _draw_losses(record["results"]["loss"], folder / records.CURVE)
     trainer.create_model_card()
     records.write_record(record, folder)
+
+
+def _draw_losses(losses: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
+    """Save losses, nats per completion token, against optimiser steps; an empty curve is left out."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, points in losses.items():
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, marker=".")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats per completion token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)

@@ -66,14 +66,14 @@ class TeacherData:
             f"{count:>7} {reason}" + (f" (first: {self.first_dropped[reason]})" if reason in self.first_dropped else "")
             for reason, count in self.counts.items()
         ]
-        settings = "not told by the files" if self.config is None else "several settings that have nothing in common"
+        settings = "not told by the files" if self.config is None else "settings that have nothing in common"
         if self.config:
             settings = ", ".join(f"{name}={value}" for name, value in self.config.items() if value is not None)
         prompts = len({sample.prompt_ids for sample in self.samples})
         lengths = [len(sample.token_ids) for sample in self.samples]
         ends = [sample.finish_reason for sample in self.samples]
-        told = {"eos": "by EOS", "stop": "by a stop string", "length": "cut by the length limit", None: "not told"}
-        endings = ", ".join(f"{ends.count(end) / len(ends):.1%} {name}" for end, name in told.items() if end in ends)
+        ways = {"eos": "by EOS", "stop": "by a stop string", "length": "cut by the length limit", None: "not told"}
+        endings = ", ".join(f"{ends.count(end) / len(ends):.1%} {name}" for end, name in ways.items() if end in ends)
         known = [sample.tokens_decoded for sample in self.samples if sample.tokens_decoded is not None]
         cost = f"{sum(known)} tokens decoded for them" if len(known) == len(self.samples) else "cost not told"
         return "\n".join(

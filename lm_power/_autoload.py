@@ -74,7 +74,7 @@ def _warn(name: str, error: Exception) -> None:
     import warnings
 
     warnings.warn(
-        f"lm-power could not add itself to {name} ({type(error).__name__}: {error}); lm-eval goes on without "
+        f"lm-power could not add itself to {name} ({type(error).__name__}: {error}); lm-eval continues without "
         "it. Reinstall lm-power, or try the lm-eval release it was tested with.",
         RuntimeWarning,
         stacklevel=2,

@@ -1,4 +1,4 @@
-"""What sampling hands back: a text that remembers how it came about."""
+"""The result of sampling: a text that carries how it was drawn."""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,6 +78,20 @@ def test_defaults_are_the_papers() -> None:
               "max_new_tokens": 3072}  # fmt: skip
     assert {name: getattr(config, name) for name in papers} == papers
     assert config.beta == 4.0
+
+
+def test_the_readme_states_the_defaults() -> None:
+    """Guards the README's two tables of options against a default that was changed in the code alone."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    stated = dict(re.findall(r"`(\w+)` (\d[\d.]*)(?=[, |])", text))  # `particles` 16, `ess_threshold` 0.5
+    for names, values in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]+) \|", text, re.MULTILINE):
+        stated |= dict(zip(re.findall(r"\w+", names), values.split(", "), strict=False))
+    numbers = {f.name: f.default for f in dataclasses.fields(SamplerConfig) if type(f.default) in (int, float)}
+    compared = {name: float(stated[name]) for name in numbers if name in stated}
+    assert compared == {name: numbers[name] for name in compared}
+    assert {"alpha", "block_size", "mcmc_steps", "final_steps", "seed", "particles", "rungs", "max_tries"} <= set(
+        compared
+    )
 
 
 def test_whole_floats_become_integers() -> None:
@@ -187,11 +203,12 @@ def test_deciding_options_and_no_others_are_in_the_key(method: str, name: str) -
         if name == "alpha" and method in ("power_inf", "temperature"):  # sets the default of another option alone
             assert base.replace(alpha=2).relevant_options() == base.relevant_options()
             return
+        other = [value for value in CHANGES[name] if value != getattr(base, name)][-1]
         with pytest.raises(
             OptionError,
             match=rf"(is an option of method=.*method={method} has no|belongs to cut|{method} has no steps)",
         ):
-            base.replace(**{name: CHANGES[name][1]}, **NEEDED.get(name, {}))
+            base.replace(**{name: other}, **NEEDED.get(name, {}))
         return
     one, other = (base.replace(**{name: value}, **NEEDED.get(name, {})).relevant_options() for value in CHANGES[name])
     assert (one != other) is (name not in COST_ONLY)

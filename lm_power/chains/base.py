@@ -110,7 +110,7 @@ class Info:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What an algorithm hands back when it is done.
+    """What an algorithm returns when it is done.
 
     Attributes:
         path: the completion.

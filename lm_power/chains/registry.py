@@ -52,7 +52,7 @@ class Method:
     @property
     def explores(self) -> bool:
         """Whether it makes Metropolis-Hastings steps, a share of which can propose from p itself."""
-        return "mcmc_steps" in self.options
+        return {"mcmc_steps", "explore"} <= set(self.options)
 
 
 _STEPS = ("mcmc_steps", "coupled_resume", "early_rejection", "explore")

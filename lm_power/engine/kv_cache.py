@@ -37,7 +37,7 @@ class LayerShape:
 
 @dataclasses.dataclass
 class _Window:
-    """What the next forward pass touches: rows from `first` on, the slots that it writes, and how far it sees."""
+    """What the next forward pass touches: rows [first, last), the slots that it writes, and how far it sees."""
 
     first: int
     last: int
@@ -53,7 +53,7 @@ class _Window:
         self._written = {}
 
     def written(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The ([rows, 1] places, [rows, queries] slots) that are written; made once, not once per layer."""
+        """What is written: ([rows, 1] rows counted from `first`, [rows, queries] slots); made once for all layers."""
         if device not in self._written:
             slots = self.slots.to(device)
             self._written[device] = (torch.arange(slots.shape[0], device=device)[:, None], slots)

@@ -24,7 +24,6 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from lm_power.grading.math_answers import extract_answer
 from lm_power.grading.math_readings import Pair, readings, settled
 from lm_power.grading.math_spelling import tidy
 from lm_power.grading.math_worker import PATIENCE
@@ -51,31 +50,21 @@ _MEANING = {
 }
 
 
-def grade_math(completion: object, gold: object, time_limit: float = TIME_LIMIT) -> bool:
-    r"""Whether the final answer of `completion` is mathematically equal to `gold`.
+def math_equal(answer: str, gold: str, time_limit: float = TIME_LIMIT) -> bool:
+    r"""Whether two final answers in LaTeX, as `math_answers.extract_answer` finds them, are mathematically equal.
 
     Args:
-        completion: the model's text; anything without a well-formed answer, such as None, is wrong.
-        gold: the right answer in LaTeX, without box or dollars.
-        time_limit: CPU seconds for one comparison; an answer that takes longer is wrong.
+        answer: the model's answer.
+        gold: the right answer, without box or dollars.
+        time_limit: CPU seconds; an answer that takes longer to compare is wrong.
 
-    Source: the answer is the last `\boxed{...}` (see `math_answers.extract_answer`); `math_readings` decides what of
-    it is compared, and equality is math-verify's (Kydlíček 2025, https://github.com/huggingface/Math-Verify).
-
-    >>> grade_math(r"Hence $x = \boxed{\frac{1}{2}}$.", "0.5")
-    True
-    """
-    answer = extract_answer(completion)
-    return answer is not None and _default_grader().equal(answer, gold, time_limit)
-
-
-def math_equal(answer: str, gold: str) -> bool:
-    r"""Whether two final answers in LaTeX, as `math_answers.extract_answer` finds them, are mathematically equal.
+    Source: `math_readings` decides which part of an answer is compared, and equality is math-verify's (Kydlíček 2025,
+    https://github.com/huggingface/Math-Verify).
 
     >>> math_equal(r"\frac{1}{2}", "0.5")
     True
     """
-    return _default_grader().equal(answer, gold)
+    return _default_grader().equal(answer, gold, time_limit)
 
 
 def require_math_verify() -> None:

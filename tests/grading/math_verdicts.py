@@ -1,5 +1,15 @@
 """Verdicts given by hand on answers in the shapes that models write, to gold answers of MATH500."""
 
+from lm_power.grading.math_answers import extract_answer
+from lm_power.grading.math_grader import TIME_LIMIT, math_equal
+
+
+def grade_math(completion: object, gold: str, time_limit: float = TIME_LIMIT) -> bool:
+    """Whether the final answer of a completion is the right one, as the tasks grade it."""
+    answer = extract_answer(completion)
+    return answer is not None and math_equal(answer, gold, time_limit)
+
+
 # Gold answer (all are MATH500's), answers that a person calls right, answers that a person calls wrong.
 VERDICTS = [
     (r"\left( 3, \frac{\pi}{2} \right)", [r"(3,\pi/2)", r"(r,\theta) = \left( 3, \frac{\pi}{2} \right)"],

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from grading.math_verdicts import VERDICTS
+from grading.math_verdicts import VERDICTS, grade_math
 
 from lm_power.grading.math_answers import extract_answer
-from lm_power.grading.math_grader import MathGrader, grade_math
+from lm_power.grading.math_grader import MathGrader
 from lm_power.grading.math_readings import settled
 from lm_power.grading.math_spelling import tidy
 from lm_power.grading.math_worker import float_digits, make_compare

@@ -1,9 +1,10 @@
 """Spellings of right answers are right, and what only resembles one is wrong: one table a kind, both ways."""
 
 import pytest
+from grading.math_verdicts import grade_math
 
 from lm_power.grading.math_answers import extract_answer
-from lm_power.grading.math_grader import MathGrader, grade_math
+from lm_power.grading.math_grader import MathGrader
 
 # Per kind: (gold answer, right answers, wrong answers), all as they stand in a box.
 BOXED = {
