@@ -80,9 +80,10 @@ def test_defaults_are_the_papers() -> None:
     assert config.beta == 4.0
 
 
-def test_the_readme_states_the_defaults() -> None:
-    """Guards the README's two tables of options against a default that was changed in the code alone."""
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+def test_the_documents_state_the_defaults() -> None:
+    """Guards the tables of options against a default that was changed in the code alone."""
+    docs = Path(__file__).parents[1] / "docs"
+    text = "\n".join((docs / name).read_text(encoding="utf-8") for name in ("options.md", "methods.md"))
     stated = dict(re.findall(r"`(\w+)` (\d[\d.]*)(?=[, |])", text))  # `particles` 16, `ess_threshold` 0.5
     for names, values in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]+) \|", text, re.MULTILINE):
         stated |= dict(zip(re.findall(r"\w+", names), values.split(", "), strict=False))

@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import statistics
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -72,6 +74,7 @@ def over_http(arguments: argparse.Namespace) -> None:
     flags = ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill", "--block-size", "32"]
     flags += ["--max-model-len", "1024", "--max-num-batched-tokens", "1024", "--max-num-seqs", str(arguments.rows)]
     command = ["vllm", "serve", arguments.model, *flags, "--served-model-name", "model", "--port", str(arguments.port)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server does not stay behind
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{arguments.port}/v1"
     try:
@@ -149,14 +152,17 @@ def compare(
         tokens = timed("chains", lambda seed=seed: chains(seed))
         timed("plain", lambda tokens=tokens: plain(tokens, None))
         timed("plain with lists", lambda tokens=tokens: plain(tokens, TOP))
-    print(f"{arguments.model}, {arguments.rows} rows, {tokens} tokens a round, {arguments.rounds} rounds, medians")
+        shares = ", ".join(f"{name} {each[-1] / rates['plain'][-1]:.2f}" for name, each in rates.items())
+        print(f"round {seed + 1}, {tokens} tokens, tokens per CPU second over plain's: {shares}", flush=True)
+    print(
+        f"{arguments.model}, {arguments.rows} rows, completions of up to {arguments.tokens} tokens, medians of rounds"
+    )
     base = statistics.median(rates["plain"])
     for name, rate in rates.items():
-        median = statistics.median(rate)
-        print(f"{name:18} {median:8.1f} tokens per CPU second, {median / base:.2f} of plain; rounds:", end="")
-        print("".join(f" {each / one:.2f}" for each, one in zip(rate, rates["plain"], strict=True)))
+        print(f"{name:18} {statistics.median(rate):8.1f} tokens per CPU second, {statistics.median(rate) / base:.2f}")
     if arguments.serve:
-        print(f"client             {1e6 * statistics.median(client_times):8.1f} µs of CPU per token")
+        micro, queries = 1e6 * statistics.median(client_times), sampler.counters.decoded / sampler.counters.queries
+        print(f"client             {micro:8.1f} µs of CPU per token, at {queries:.0f} tokens per query")
 
 
 if __name__ == "__main__":

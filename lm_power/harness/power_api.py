@@ -21,7 +21,7 @@ from lm_power.harness.options import (
     token_ids,
 )
 from lm_power.identity import Identity
-from lm_power.remote.client import places
+from lm_power.remote.client import API_KEY, places
 from lm_power.remote.server import Server
 from lm_power.sampler import PowerSampler
 
@@ -94,6 +94,11 @@ class PowerAPI(ServedGeneration, LocalCompletionsAPI):
                 raise OptionError(f"{name}={seconds!r}: must be a number of seconds > 0")
         if not (add_bos_token is None or isinstance(add_bos_token, bool)):
             raise OptionError(f"add_bos_token={add_bos_token!r}: must be true or false")
+        if not isinstance(stock.get("header") or {}, Mapping):
+            raise OptionError(
+                f"header={stock['header']!r}: must be a mapping, which a command line cannot give; for a key set the "
+                f"environment variable {API_KEY}"
+            )
         refuse_several_processes("power-api", "num_concurrent")
         self.completions = store_folder({"completions": completions})
         verify = stock.get("ca_cert_path") or stock.get("verify_certificate", True)

@@ -96,12 +96,18 @@ class PowerVLLM(ServedGeneration, VLLM):
 
     @functools.cached_property
     def model_name(self) -> str:
-        """The model as the store records it: "name@fingerprint", if the weights are those of its checkpoint."""
+        """The model as the store records it: "name@fingerprint" if the weights are those of its checkpoint.
+
+        The checkpoint's fingerprint does not describe weights that vLLM quantises: "name (quantised, fp8)".
+        """
         given, of_model = self.model_args, self.model.llm_engine.model_config
-        found = None
-        if of_model.quantization is None and given.get("load_format") != "dummy":
-            found = checkpoint_fingerprint(given["model"], given["revision"], of_model.dtype, self._adapter)
-        return str(Identity(given["model"], self._adapter, fingerprint=found))
+        name, made_up = given["model"], given.get("load_format") == "dummy"
+        if of_model.quantization is not None:
+            return str(Identity(f"{name} (quantised, {of_model.quantization})", self._adapter, made_up))
+        if made_up:
+            return str(Identity(name, self._adapter, randomized=True))
+        found = checkpoint_fingerprint(name, given["revision"], of_model.dtype, self._adapter)
+        return str(Identity(name, self._adapter, fingerprint=found))
 
     def prompt_ids(self, context: str) -> Sequence[int]:
         """As lm-eval's model encodes it."""

@@ -155,7 +155,7 @@ class HTTPClient:
         verify: a certificate authority's file, or whether to verify certificates at all.
 
     Raises:
-        OptionError: base_url is no URL.
+        OptionError: base_url is no URL, `verify` no file of certificates.
     """
 
     def __init__(
@@ -172,7 +172,8 @@ class HTTPClient:
         verify: bool | str = True,
     ) -> None:
         self.places, self.model, self.top, self.eos_ids = places(base_url), model, top, list(eos_ids)
-        self._ranks, self._timeout, self._patience, self._verify = ranks, timeout, patience, verify
+        self.ranks, self._timeout, self._patience = ranks, timeout, patience
+        self._verify = verify if isinstance(verify, bool) else _authority(verify)
         self._api_key = os.environ.get(API_KEY, "")
         self._headers = {**({"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}), **(headers or {})}
         self._done: queue.SimpleQueue[tuple[int, Answer | Exception]] = queue.SimpleQueue()
@@ -266,7 +267,7 @@ class HTTPClient:
     async def _answer(self, query: Query) -> Answer:
         """Try until there is an answer, or no hope."""
         place = self.places[query.row % len(self.places)]
-        rank = None if self._ranks == 1 else query.row // len(self.places) % self._ranks
+        rank = None if self.ranks == 1 else query.row // len(self.places) % self.ranks
         body = self.body(query.tokens, query.max_tokens, query.temperature, query.seed)
         clock, failed_at, pause = self._loop.time, None, _FIRST_PAUSE
         while True:
@@ -305,10 +306,7 @@ class HTTPClient:
 
         if not self._sessions:
             timeout = aiohttp.ClientTimeout(total=self._timeout, sock_connect=_CONNECT)
-            context: Any = self._verify
-            if isinstance(context, str):
-                context = ssl.create_default_context(cafile=context)
-            connector = aiohttp.TCPConnector(limit=0, ssl=context)  # the rows are the limit
+            connector = aiohttp.TCPConnector(limit=0, ssl=self._verify)  # the rows are the limit
             self._sessions.append(aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers))
         (session,) = self._sessions
         try:
@@ -329,6 +327,13 @@ class HTTPClient:
             return json.loads(raw)
         except ValueError as error:
             raise Transient(f"an answer that is not JSON: {self.clean(text)[:80]!r}") from error
+
+
+def _authority(file: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=file)
+    except (OSError, ssl.SSLError) as error:
+        raise OptionError(f"ca_cert_path={file}: is no file of certificates ({error})") from error
 
 
 def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread, sessions: Sequence[aiohttp.ClientSession]) -> None:

@@ -83,10 +83,11 @@ class ServerTrial(Trial):
     def draw(
         self, tokens: Sequence[int], n: int, temperature: float, stop_token_ids: Sequence[int] = ()
     ) -> tuple[Answer, str]:
-        """As in `Trial`, by one query that is not tried again."""
+        """As in `Trial`, by one query that is not tried again; to the last replica, if there are several."""
         body = {**self._client.body(tokens, n, temperature, seed=20), "stop_token_ids": list(stop_token_ids)}
+        rank = self._client.ranks - 1 or None
         try:
-            response = self._client.call(self._client.post(self._place, "/completions", body))
+            response = self._client.call(self._client.post(self._place, "/completions", body, rank))
             text = response["choices"][0].get("text") if isinstance(response, dict) and response.get("choices") else ""
             return answer_of(response, self.top, self._client.model), str(text or "")
         except Transient as error:
@@ -113,6 +114,11 @@ class ServerTrial(Trial):
             )
         if error.status in (401, 403):
             return self.unsuitable(f"wants a key (status {error.status})", _KEY)
+        if "data_parallel_rank" in text:
+            return self.unsuitable(
+                f"has fewer replicas than data_parallel={self._client.ranks} ({error})",
+                "set data_parallel= to what the server was started with (vLLM: --data-parallel-size)",
+            )
         if "logprobs" in text:
             return self.unsuitable(
                 f"refuses top_logprobs={self.top} ({error})",
@@ -141,7 +147,7 @@ def _listed(client: HTTPClient, place: Place) -> dict[str, Card]:
         raise _unsuitable(
             place,
             f"no server of completions answers there ({error})",
-            "is it running, and is the URL right? It should look like http://HOST:PORT/v1/completions",
+            "is it running, and is the URL right? It should look like http://HOST:PORT/v1/completions, or https://",
         ) from error
     except Refused as error:
         if error.status in (401, 403):

@@ -98,6 +98,11 @@ class Server:
                 tokenizer = load_tokenizer(name, loading or {})
             if eos_token_ids is None:
                 eos_token_ids = eos_ids_of(name, tokenizer, loading or {})
+            elif not all(0 <= token < len(tokenizer) for token in eos_token_ids):
+                raise OptionError(
+                    f"eos_token_ids={'/'.join(map(str, eos_token_ids))}: must be among the {len(tokenizer)} tokens of "
+                    f"tokenizer={tokenizer.name_or_path or '…'}"
+                )
             if not eos_token_ids:
                 raise OptionError("the model's EOS token: none is known; pass eos_token_ids, or another tokenizer")
             server = cls(client, card, tokenizer, eos_token_ids)

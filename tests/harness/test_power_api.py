@@ -217,6 +217,9 @@ WRONG = [
     ({"add_bos_token": "yes"}, ("add_bos_token='yes'", "true or false")),
     ({"eos_token_ids": "a"}, ("eos_token_ids='a'", "2/107")),
     ({"completions": ""}, ("completions=''", "name a folder")),
+    ({"header": "a"}, ("header='a'", "OPENAI_API_KEY")),
+    ({"ca_cert_path": "/nowhere.pem"}, ("ca_cert_path=/nowhere.pem", "no file of certificates")),
+    ({"eos_token_ids": 999}, ("eos_token_ids=999", "must be among the 32 tokens")),
     (
         {"method": "smc", "particles": 4, "mcmc_steps": 10, "block_size": 192, "explore": 0.1},
         ("explore=0.1", "method=smc"),

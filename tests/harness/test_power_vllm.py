@@ -117,7 +117,10 @@ def test_the_store_says_what_decided(evaluate, tiny, tmp_path) -> None:
     assert max(one.params.max_tokens for one in second.model.model.llm_engine.added.values()) <= 3, "a trial alone"
     other = evaluate(options={"completions": str(tmp_path / "other"), "quantization": "fp8"})
     assert all(record["config"]["quantization"] == "fp8" for record in read_store(tmp_path / "other"))
-    assert Identity.parse(other.model.model_name).fingerprint is None, "the checkpoint does not tell these weights"
+    quantised = Identity.parse(other.model.model_name)
+    assert quantised.fingerprint is None, "the checkpoint does not tell these weights"
+    assert quantised.pretrained.endswith(" (quantised, fp8)")
+    assert other.results["config"]["power_sampler"]["model"] == other.model.model_name
 
 
 def test_options_reach_whom_they_are_for(power_vllm, tiny) -> None:

@@ -12,6 +12,8 @@ from lm_power.chains import BlockwiseMetropolis
 
 ALPHA, LONGEST, TOP = 1.5, 3, 3
 FALSE_ALARM = 1e-5
+STEPS = 6
+"""Of sampled chains, which are compared with their exact law after so many: that it tends to p^alpha needs no draws."""
 TOY = random_toy(6, (4, 5), seed=5, eos_bias=-0.5)
 CONFINED = dataclasses.replace(TOY, reach=TOP, _tables={})
 COMPLETIONS = list(TOY.completions(LONGEST))
@@ -29,9 +31,13 @@ def q_k() -> np.ndarray:
 
 
 @functools.cache
-def exact(steps: int, explore: float) -> np.ndarray:
-    """[completions] law of a chain of one block after some steps, by its transition matrices."""
-    states, inside = transition_matrix(CONFINED, chain(steps))
+def kernel(explore: float) -> np.ndarray:
+    """Transition matrix of a step that proposes from q_K (explore 0), or from both alike (explore 0.5)."""
+    states, matrix = transition_matrix(CONFINED, chain(1, explore=explore))
     assert states == COMPLETIONS
-    _, outside = transition_matrix(CONFINED, chain(steps, explore=0.5))
-    return q_k() @ np.linalg.matrix_power((1 - explore) * inside + explore * outside, steps)
+    return matrix
+
+
+def exact(steps: int, explore: float) -> np.ndarray:
+    """[completions] law of a chain of one block after some steps."""
+    return q_k() @ np.linalg.matrix_power((1 - explore) * kernel(0.0) + explore * kernel(0.5), steps)

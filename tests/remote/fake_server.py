@@ -27,6 +27,7 @@ class Ways:
     Attributes:
         faults: by the running number of a completions request, counted from 0: "reset", "half", "slow", or a status.
         raw: log-probs are the model's own, whatever the temperature.
+        replicas: that a header may choose among.
         most: tokens on a list, at most; more are refused, as by vLLM's --max-logprobs. `lists`: capped in silence.
         ids: tokens come as ids; otherwise as texts.
         completions: whether there is /v1/completions.
@@ -41,6 +42,7 @@ class Ways:
 
     faults: dict[int, str | int] = dataclasses.field(default_factory=dict)
     raw: bool = True
+    replicas: int = 8
     most: int | None = None
     lists: int | None = None
     ids: bool = True
@@ -109,6 +111,9 @@ class FakeServer:
                 return web.Response()
             if fault == "slow":
                 await asyncio.sleep(3600)
+            rank = request.headers.get("X-data-parallel-rank", "0")
+            if int(rank) >= self.ways.replicas:
+                raise _error(400, f"data_parallel_rank {rank} is out of range [0, {self.ways.replicas}).")
             whole = json.dumps(await self.answer(body)).encode()
             if fault == "half":
                 response = web.StreamResponse(headers={"Content-Length": str(len(whole))})

@@ -14,6 +14,7 @@ from remote.confined import (
     FALSE_ALARM,
     LONGEST,
     ON_LISTS,
+    STEPS,
     TARGET,
     TOP,
     TOY,
@@ -68,37 +69,42 @@ def test_without_confinement_draws_are_the_engines_own(method) -> None:
     assert decoder.counters.redrawn == decoder.counters.confined == 0
 
 
-several = pytest.mark.parametrize("chains", [500, pytest.param(5000, marks=pytest.mark.slow)])
+def test_the_exact_law_tends_to_p_alpha_where_steps_explore() -> None:
+    """Guards what `explore` is for: without it the law tends to p^alpha confined to the lists. No draws."""
+    inside = np.where(ON_LISTS, TARGET, 0)
+    assert total_variation(exact(20, 0.4), TARGET) < 0.01
+    assert total_variation(exact(40, 0.0), inside / inside.sum()) < 0.01
+    # What follows can tell the law after a few steps from that of the first draws, and from the end.
+    assert total_variation(exact(STEPS, 0.4), q_k()) > 0.1
+
+
+several = pytest.mark.parametrize(
+    ("chains", "steps"), [(500, STEPS), pytest.param(5000, 20, marks=pytest.mark.slow)], ids=["few", "many"]
+)
 
 
 @several
 @pytest.mark.parametrize(("coupled", "cut"), [(True, 1), (False, None)], ids=["coupled, cut short", "plain, whole"])
-def test_chains_with_exploring_steps_follow_p_alpha(coupled, cut, chains) -> None:
-    """Guards all of it together: chains where half the tokens are on no list, against the enumerated law.
+def test_chains_with_exploring_steps_follow_their_law(coupled, cut, chains, steps) -> None:
+    """Guards all of it together: chains where half the tokens are on no list, against the exact law.
 
-    False-alarm probability 1e-5 each; the law confined to the lists is rejected.
+    False-alarm probability 1e-5 each; the law of chains that never leave the lists is rejected.
     """
-    steps, explore = 20, 0.4
-    law = exact(steps, explore)
-    assert total_variation(law, TARGET) < 0.01
-    algorithm = chain(steps, explore=explore, coupled_resume=coupled)
+    algorithm = chain(steps, explore=0.4, coupled_resume=coupled)
     jobs = draw(decoder_of(TableClient(TOY, TOP, cut=cut, together=3)), algorithm, chains)
     counts = counts_of(jobs, algorithm, COMPLETIONS)
-    assert agreement(counts, law) > FALSE_ALARM
-    assert agreement(counts, TARGET) > FALSE_ALARM
-    inside = np.where(ON_LISTS, TARGET, 0)
-    assert agreement(np.where(ON_LISTS, counts, 0), inside / inside.sum()) > FALSE_ALARM
+    assert agreement(counts, exact(steps, 0.4)) > FALSE_ALARM
+    assert agreement(counts, exact(steps, 0)) < 1e-12
     assert counts[~ON_LISTS].sum() > 20
 
 
 @several
-def test_chains_without_them_are_confined_to_the_lists(chains) -> None:
-    """Guards what `explore` is for: without it chains reject p^alpha and follow it confined to the lists."""
-    algorithm = chain(20)
+def test_chains_without_them_are_confined_to_the_lists(chains, steps) -> None:
+    """Guards the other way round: without `explore` chains stay on the lists, and reject the law with it."""
+    algorithm = chain(steps)
     counts = counts_of(draw(decoder_of(TableClient(TOY, TOP)), algorithm, chains), algorithm, COMPLETIONS)
-    inside = np.where(ON_LISTS, TARGET, 0)
-    assert agreement(counts, TARGET) < 1e-12
-    assert agreement(counts, inside / inside.sum()) > FALSE_ALARM
+    assert agreement(counts, exact(steps, 0.4)) < 1e-12
+    assert agreement(counts, exact(steps, 0)) > FALSE_ALARM
 
 
 def test_rungs_with_exploring_steps_follow_p_alpha() -> None:

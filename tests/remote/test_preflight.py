@@ -95,6 +95,7 @@ LACKS = {
     "tokens as texts": ({"ids": False}, ("token ids", "examples/servers/README.md")),
     "no prompts of ids": ({"takes_ids": False}, ("refuses a prompt of token ids",)),
     "chats only": ({"completions": False}, ("serves no /completions", "chats alone")),
+    "fewer replicas": ({"replicas": 1}, ("fewer replicas than data_parallel=2", "set data_parallel=")),
     "EOS left out": ({"keeps_stop": False}, ("leaves out the token at which it stops", "EOS")),
     "another temperature": ({"obeys_temperature": False}, ("at temperature 0.25", "not among the 4 likeliest")),
     "a key": ({"key": "sk-secret"}, ("wants a key", "OPENAI_API_KEY")),
@@ -110,7 +111,8 @@ def test_what_a_server_lacks(served, ways, parts) -> None:
         served.next_log_p = lambda context: law
         weights = next(w for w in map(steep, range(4)) if w[draw_token(w, 20, len(probe()))] < w.max())
         law = np.log(weights / weights.sum())
-    refused(served, "base_url=http://127.0.0.1", *parts)
+    options = {"ranks": 2} if "replicas" in ways else {}
+    refused(served, "base_url=http://127.0.0.1", *parts, **options)
 
 
 def test_a_short_list_that_the_drawn_token_lengthens(served) -> None:

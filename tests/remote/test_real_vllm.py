@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import subprocess
@@ -75,16 +76,21 @@ def base(lm) -> Any:
     return PowerSampler(server, lm.tokenizer, max_rows=64)
 
 
-def log_probs(folder: str, tokens: list[int], adapter: str | None = None) -> np.ndarray:
-    """[tokens − 1, vocabulary] float64 log p of transformers, whose logits are float32."""
+@functools.cache
+def transformers_model(folder: str, adapter: str | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     from lm_power.adapter import load_adapter
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = model if adapter is None else load_adapter(model, adapter)
+    return (model if adapter is None else load_adapter(model, adapter)).eval()
+
+
+def log_probs(folder: str, tokens: list[int], adapter: str | None = None) -> np.ndarray:
+    """[tokens − 1, vocabulary] float64 log p of transformers, whose logits are float32."""
     with torch.inference_mode():
-        return model.eval()(torch.tensor([tokens])).logits[0, :-1].double().log_softmax(-1).numpy()
+        logits = transformers_model(folder, adapter)(torch.tensor([tokens])).logits
+    return logits[0, :-1].double().log_softmax(-1).numpy()
 
 
 def check_log_probs(drawn, prompt: list[int], folder: str, adapter: str | None = None) -> None:
@@ -178,26 +184,10 @@ def serving(folder: str, log: Path, *flags: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.cli.main",
-        "serve",
-        folder,
-        "--port",
-        str(port),
-        "--dtype",
-        "float32",
-    ]
-    command += [
-        "--enforce-eager",
-        "--no-enable-chunked-prefill",
-        "--block-size",
-        "32",
-        "--max-model-len",
-        str(POSITIONS),
-    ]
-    command += ["--max-num-batched-tokens", "1024", "--max-num-seqs", "64", "--served-model-name", "tiny", *flags]
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", folder, "--port", str(port)]
+    command += ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill", "--block-size", "32"]
+    command += ["--max-model-len", str(POSITIONS), "--max-num-batched-tokens", "1024", "--max-num-seqs", "64"]
+    command += ["--served-model-name", "tiny", *flags]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ)
     url = f"http://127.0.0.1:{port}/v1"
@@ -215,13 +205,22 @@ def serving(folder: str, log: Path, *flags: str) -> Iterator[str]:
         process.wait(60)
 
 
-def test_chains_follow_p_alpha_on_a_server(folder, tmp_path) -> None:
+def test_a_server_of_a_model_and_an_adapter(folder, adapter, tmp_path) -> None:
+    """Chains on the base follow p^alpha; the adapter, which the server knows by a name of its own, is PEFT's."""
     from lm_power import PowerSampler
 
-    with serving(folder, tmp_path / "log") as url:
-        sampler = PowerSampler.from_server(url, top_logprobs=TOP)
+    with serving(folder, tmp_path / "log", "--enable-lora", "--lora-modules", f"student={adapter}") as url:
+        sampler = PowerSampler.from_server(url, "tiny", top_logprobs=TOP)
         check_law(sampler, folder)
         sampler.host.close()
+        sampler = PowerSampler.from_server(url, "student", top_logprobs=TOP)
+        (drawn,) = sampler.generate([PROMPT], n=6, method="standard", max_new_tokens=8, seed=1)
+        sampler.host.close()
+    assert str(sampler.host.card) == f"student (root {adapter}, on tiny (root {folder}))"
+    assert sampler.host.max_positions == POSITIONS
+    check_log_probs(drawn, PROMPT, folder, adapter)
+    with pytest.raises(AssertionError):
+        check_log_probs(drawn, PROMPT, folder)
 
 
 def test_rows_keep_to_their_replica(folder, tmp_path) -> None:

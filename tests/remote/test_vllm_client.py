@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from remote import fake_vllm
-from remote.confined import ALPHA, COMPLETIONS, FALSE_ALARM, LONGEST, ON_LISTS, TARGET, TOP, TOY, chain, exact
+from remote.confined import ALPHA, COMPLETIONS, FALSE_ALARM, LONGEST, ON_LISTS, STEPS, TOP, TOY, chain, exact
 from remote.fake_vllm import LLM, Engine
 from remote.table_client import NO_STOPS, PROMPT, counts_of, draw
 from toy import agreement
@@ -47,23 +47,21 @@ def request(keep=0, horizon=6, seed=1) -> Request:
     return Request(keep, horizon, ALPHA, np.random.default_rng(seed).random(horizon - keep))
 
 
-def test_chains_with_exploring_steps_follow_p_alpha() -> None:
+def test_chains_with_exploring_steps_follow_their_law() -> None:
     """Guards lists, own log-probs, EOS and seeds as the engine has them: 500 chains, false-alarm probability 1e-5."""
-    algorithm, llm = chain(20, explore=0.4), table()
+    algorithm, llm = chain(STEPS, explore=0.4), table()
     counts = counts_of(draw(decoder_of(llm), algorithm, 500), algorithm, COMPLETIONS)
-    assert agreement(counts, exact(20, 0.4)) > FALSE_ALARM
-    assert agreement(counts, TARGET) > FALSE_ALARM
+    assert agreement(counts, exact(STEPS, 0.4)) > FALSE_ALARM
     assert counts[~ON_LISTS].sum() > 20
     assert not llm.llm_engine.running
 
 
 def test_chains_without_them_are_confined_to_the_lists() -> None:
     """Guards against lists that grow by the token that was drawn: the law stays inside of them."""
-    algorithm = chain(20)
+    algorithm = chain(STEPS)
     counts = counts_of(draw(decoder_of(table()), algorithm, 500), algorithm, COMPLETIONS)
-    inside = np.where(ON_LISTS, TARGET, 0)
-    assert agreement(counts, TARGET) < 1e-12
-    assert agreement(counts, inside / inside.sum()) > FALSE_ALARM
+    assert agreement(counts, exact(STEPS, 0.4)) < 1e-12
+    assert agreement(counts, exact(STEPS, 0)) > FALSE_ALARM
 
 
 def test_completions_do_not_depend_on_rows_or_prefetch() -> None:
