@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from lm_power.engine.attention import check_kernel
 from lm_power.engine.kv_cache import CacheLayers, LayerShape, RowCache
 from lm_power.engine.masks import SPANS_ATTENTION, SUPPORTED_ATTENTION, accept_row_positions
 from lm_power.engine.prefill import prefill
+from lm_power.engine.products import FastLinears
 from lm_power.errors import LMPowerError
 from lm_power.target import log_probabilities
 
@@ -78,6 +80,7 @@ class HFBackend:
         self.model = model
         # Decode steps have few shapes. Prompts have many, so the model is not compiled for them.
         self._decoder: Callable[..., Any] = torch.compile(model) if torch_compile else model
+        self._products = contextlib.nullcontext() if torch_compile else FastLinears(model)
         base: Any = getattr(model, "get_base_model", lambda: model)()
         self.config = base.config.get_text_config()
         self.name = type(base).__name__
@@ -172,7 +175,8 @@ class HFBackend:
     ) -> Tensor:
         """As `forward`, over the rows that the cache looks at; `model` is the model itself or its compiled form."""
         run = self.model if model is None else model
-        output = run(input_ids=tokens, position_ids=positions, past_key_values=cache, **self._options)
+        with self._products:
+            output = run(input_ids=tokens, position_ids=positions, past_key_values=cache, **self._options)
         logits: Tensor = output.logits[:, -1]
         return logits
 

@@ -44,7 +44,7 @@ class _Window:
     positions: Tensor
     slots: Tensor
     length: int
-    _written: dict[torch.device, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
+    _written: dict[tuple[torch.device, int, int], Tensor] = dataclasses.field(default_factory=dict)
 
     def move(self, first: int, positions: Tensor, slots: Tensor, length: int) -> None:
         """Set the window as `RowCache.look_at` says."""
@@ -52,12 +52,13 @@ class _Window:
         self.positions, self.slots, self.length = positions, slots, length
         self._written = {}
 
-    def written(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """What is written: ([rows, 1] rows counted from `first`, [rows, queries] slots); made once for all layers."""
-        if device not in self._written:
-            slots = self.slots.to(device)
-            self._written[device] = (torch.arange(slots.shape[0], device=device)[:, None], slots)
-        return self._written[device]
+    def written(self, device: torch.device, heads: int, length: int) -> Tensor:
+        """[rows · heads · queries] places among all slots of a layer of such a shape; made once, not per layer."""
+        key = (device, heads, length)
+        if key not in self._written:
+            places = torch.arange(self.first * heads, self.last * heads, device=device).view(-1, heads, 1)
+            self._written[key] = (places * length + self.slots.to(device)[:, None]).flatten()
+        return self._written[key]
 
 
 class _RowLayer(CacheLayerMixin):
@@ -81,10 +82,10 @@ class _RowLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Scatter [rows, heads, queries, dim] at the rows' slots; return what the rows may see."""
         window = self.window
+        at = window.written(self.keys.device, *self.keys.shape[1:3])
+        for stored, new in ((self.keys, key_states), (self.values, value_states)):
+            stored.view(-1, stored.shape[3]).index_copy_(0, at, new.reshape(-1, stored.shape[3]))
         keys, values = self.keys[window.first : window.last], self.values[window.first : window.last]
-        rows, slots = window.written(keys.device)
-        keys.transpose(1, 2)[rows, slots] = key_states.transpose(1, 2)
-        values.transpose(1, 2)[rows, slots] = value_states.transpose(1, 2)
         return keys[:, :, : window.length], values[:, :, : window.length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -29,7 +29,7 @@ def accept_row_positions() -> None:
     for name in MASKED_ATTENTION:
         original = ALL_MASK_ATTENTION_FUNCTIONS[name]
         if not hasattr(original, "accepts_row_positions"):
-            ALL_MASK_ATTENTION_FUNCTIONS[name] = _broadcasting(original, additive=name == "eager")
+            ALL_MASK_ATTENTION_FUNCTIONS[name] = _broadcasting(original)
 
 
 def spans_or_mask(*, q_offset: Any = 0, **kwargs: Any) -> Tensor | None:
@@ -64,12 +64,12 @@ def visible_keys(spans: Tensor, length: int) -> Tensor:
     return (keys >= spans[..., :1]) & (keys < spans[..., 1:])
 
 
-def _broadcasting(original: Callable[..., Any], additive: bool) -> Callable[..., Any]:
+def _broadcasting(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def mask(*args: Any, q_offset: int | Tensor = 0, **kwargs: Any) -> Tensor | None:
         if not (isinstance(q_offset, Tensor) and q_offset.ndim == 2):
             return original(*args, q_offset=q_offset, **kwargs)
-        return _row_mask(q_offset, additive, **kwargs)
+        return _row_mask(q_offset, additive=True, **kwargs)  # sdpa would add a boolean one too, made anew in each layer
 
     mask.accepts_row_positions = True  # type: ignore[attr-defined]
     return mask

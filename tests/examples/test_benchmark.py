@@ -27,6 +27,7 @@ try:
     import contest
     import forced
     import shapes
+    import step
     import table
 finally:
     sys.path.remove(str(EXAMPLE))
@@ -267,3 +268,34 @@ def test_ratios_are_a_completions() -> None:
     row = dict(zip(("", "name", *table.HEADINGS), printed, strict=False))
     assert (row["wall ratio to C"], row["CPU ratio to C"]) == ("10.00", "12.00")
     assert (row["forward"], row["of bandwidth bound"]) == ("–", "")
+
+
+def test_a_part_of_a_step_counts_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards parts that are counted twice, and a prefill's matrix products among those of the steps."""
+    now = iter(range(100))
+    monkeypatch.setattr(step.time, "process_time", lambda: next(now))
+    clock = step.Clock()
+    clock.clocked("model", lambda: clock.clocked("matmuls", lambda: None)())()
+    clock.clocked(step.PREFILL, lambda: clock.clocked("matmuls", lambda: None)())()
+    clock.stop()
+    # A second passes between any two changes: into a part, or out of it.
+    assert clock.spent == {"loop": 3, "model": 2, "matmuls": 1, step.PREFILL: 3}
+
+
+def test_steps_as_a_user_runs_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards a contender that decodes nothing, a part that is never clocked, and clocks that outlive the run."""
+    model = str(EXAMPLE.parent / "pocket" / "model")
+    options = {"--model": model, "--rows": 3, "--length": 4, "--prompt-length": 5, "--rounds": 1}
+    options["--threads"] = torch.get_num_threads()
+    monkeypatch.setattr(sys, "argv", ["step.py", *(str(part) for pair in options.items() for part in pair)])
+    functions = torch.multinomial, torch.nn.functional.scaled_dot_product_attention
+    step.main()
+    assert functions == (torch.multinomial, torch.nn.functional.scaled_dot_product_attention)
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| 3 ")]
+    rates, parts = lines[:4], lines[4:]
+    assert [line[1] for line in rates] == [line[1] for line in parts]
+    assert all(float(rate) > 0 for line in rates for rate in line[2:]) and "1.00" in {line[4] for line in rates[:2]}
+    for line in parts:
+        shares = [float(cell.rstrip("%")) for cell in line[3:]]
+        assert len(shares) == len(step.PARTS) and min(shares) > 0
+        assert sum(shares) == pytest.approx(100, abs=0.3)
