@@ -120,7 +120,9 @@ def test_power_has_converged() -> None:
     assert total_variation(ancestral_law(toy, completions, POWER["alpha"]), target) > 0.1
 
 
-@pytest.mark.parametrize("coupled", [True, False], ids=["coupled", "plain"])
+@pytest.mark.parametrize(
+    "coupled", [pytest.param(True, id="coupled"), pytest.param(False, id="plain", marks=pytest.mark.slow)]
+)
 def test_power_with_two_eos_ids(coupled: bool) -> None:
     """Guards the whole stack under `power`: 20,000 chains of one block against `init_q · P^N`, and against π.
 

@@ -32,7 +32,7 @@ def plenty(tiny: str, tmp_path_factory) -> str:
     return sample_store(tmp_path_factory.mktemp("plenty"), tiny, prompts=MANY, repeats=40, temperature=0.4)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("share", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_learning_by_heart_is_warned_of(share: float, tiny: str, few: str, tmp_path, capsys) -> None:
     """Thirteen completions, sixty epochs; with held-out prompts and without."""
     out = tmp_path / "out"
@@ -44,7 +44,7 @@ def test_learning_by_heart_is_warned_of(share: float, tiny: str, few: str, tmp_p
     assert json.loads((out / "distill.json").read_text())["results"]["warning"] == results["warning"]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("share", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_honest_learning_is_not(share: float, tiny: str, plenty: str, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     results = run(tiny, plenty, out, validation_share=share, **HONEST)["results"]
