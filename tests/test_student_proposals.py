@@ -212,7 +212,7 @@ def test_a_server_has_no_second_model() -> None:
     """Guards: an option that power-api would drop."""
     from lm_power.harness.power_api import PowerAPI
 
-    with pytest.raises(OptionError, match="proposal_peft=x: needs .* probability under two models"):
+    with pytest.raises(OptionError, match=r"proposal_peft=x: needs .* probability under two models"):
         PowerAPI("http://localhost:1/v1/completions", proposal_peft="x")
 
 
