@@ -2,6 +2,7 @@ r"""Final answers in texts: the last `\boxed{...}`, or what the text announces. 
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -155,11 +156,12 @@ def _usable_announcements(text: str) -> Iterator[int]:
 
 
 def _announced(text: str) -> str | None:
-    """What the last line that announces an answer announces, or None."""
-    lines: dict[int, int] = {}  # the first announcement of each line; later ones are within its answer, or comments
+    """What the last sentence that announces an answer announces, or None."""
+    ends: dict[int, int] = {}  # the first announcement of each sentence; later ones are within its answer
+    borders = [border.end() for border in _BORDER.finditer(text)]
     for match in _ANNOUNCEMENT.finditer(text):
-        lines.setdefault(text.rfind("\n", 0, match.end()), match.end())
-    return next((answer for end in reversed(lines.values()) if (answer := _announced_at(text, end))), None)
+        ends.setdefault(bisect.bisect(borders, match.end() - 1), match.end())
+    return next((answer for end in reversed(ends.values()) if (answer := _announced_at(text, end))), None)
 
 
 def _announced_at(text: str, start: int) -> str | None:
@@ -180,3 +182,4 @@ def _announced_at(text: str, start: int) -> str | None:
 
 
 _LINE = re.compile(r"[^\n]+")
+_BORDER = re.compile(r"\n|[.!?](?=\s|$)")

@@ -90,6 +90,8 @@ def test_boxed_answers(kind):
     ("text", "answer"),
     [
         ("Final Answer: The final answer is $4$. I hope it is correct.", "4"),
+        ("The final answer is 12. Wait, that is wrong. The final answer is 13.", "13"),
+        ("The answer is 4, since the answer is not 5.", "4"),
         ("**Final Answer:** The answer is **4**.", "4"),
         ("Answer: The answer is: 4", "4"),
         ("The final answer is: **Answer: 4**", "4"),
