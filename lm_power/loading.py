@@ -53,11 +53,11 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def check_dtype(dtype: object) -> None:
+def check_dtype(option: str, dtype: object) -> None:
     """Raise `OptionError` unless weights can have it: None, "auto", a `torch.dtype` of real numbers, or its name."""
     named = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else torch.float32
     if not isinstance(named, torch.dtype) or not named.is_floating_point:
-        raise OptionError(f"dtype={dtype}: is not known; name one such as float32, bfloat16, float16 or auto")
+        raise OptionError(f"{option}={dtype}: is not known; name one such as float32, bfloat16, float16 or auto")
 
 
 def check_vocabulary(tokenizer: Any, option: str, value: object) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -90,7 +91,7 @@ class PowerHF(PowerGeneration, HFLM):
             theirs["device"] = default_device()
         elif isinstance(theirs["device"], str):  # HFLM would take the CPU instead of a GPU that is not there
             check_device(theirs["device"])
-        check_dtype(theirs.get("dtype", "auto"))
+        check_stock_options(theirs)
         super().__init__(pretrained, **theirs)
         if isinstance(pretrained, str) and theirs.get("attn_implementation") is None:
             prefer_spans(self.model)
@@ -188,6 +189,30 @@ class PowerHF(PowerGeneration, HFLM):
         accelerator = getattr(self, "accelerator", None)
         if accelerator is not None:  # HFLM keeps it where there are several processes
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+
+
+def check_stock_options(options: Mapping[str, Any]) -> None:
+    """Refuse values of HFLM's own options that it would take for something else, or fail on after loading.
+
+    Raises:
+        OptionError: a switch that is neither true nor false, a number that is none or below 1, an unknown dtype.
+    """
+    kinds = {name: str(each.annotation) for name, each in inspect.signature(HFLM.__init__).parameters.items()}
+    for name, value in options.items():
+        kind = kinds.get(name, "")
+        if value is None:
+            continue
+        if kind in ("bool", "bool | None") and not isinstance(value, bool):
+            raise OptionError(f"{name}={value!r}: must be true or false")
+        if name.endswith("dtype"):
+            check_dtype(name, value)
+        if kind == "int | None" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise OptionError(f"{name}={value!r}: must be a whole number")
+        if name in ("max_length", "max_batch_size") and value < 1:
+            raise OptionError(f"{name}={value!r}: must be >= 1")
+    rows = str(options.get("batch_size", 1))
+    if rows.split(":")[0] != "auto" and not (rows.isdigit() and int(rows) >= 1):
+        raise OptionError(f"batch_size={rows}: must be a whole number >= 1, or auto for as many as fit")
 
 
 @torch.no_grad()
