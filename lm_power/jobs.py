@@ -37,6 +37,7 @@ class Round:
         rows: the row that decodes each move; None where nothing is to be decoded, where it waits for a row, and where
             the row was given up after it had been decoded.
         segments: what was decoded, as far as it is there.
+        to_decode: whether anything was asked for.
     """
 
     state: Any
@@ -44,19 +45,22 @@ class Round:
     ahead: bool
     rows: list[int | None] = dataclasses.field(init=False)
     segments: list[Segment | None] = dataclasses.field(init=False)
+    to_decode: bool = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         self.rows = [None] * len(self.moves)
         self.segments = [None] * len(self.moves)
+        self._missing = sum([move.request is not None for move in self.moves])
+        self.to_decode = self._missing > 0
+
+    def take(self, place: int, segment: Segment) -> None:
+        """What was decoded for one of the moves is there."""
+        self.segments[place] = segment
+        self._missing -= 1
 
     def decoded(self) -> bool:
         """Whether everything that was asked for is there."""
-        pairs = zip(self.moves, self.segments, strict=True)
-        return all(move.request is None or segment is not None for move, segment in pairs)
-
-    def to_decode(self) -> bool:
-        """Whether anything was asked for."""
-        return any(move.request is not None for move in self.moves)
+        return self._missing == 0
 
 
 @dataclasses.dataclass
@@ -99,7 +103,7 @@ class ActiveJob:
 
     def decoding(self) -> int:
         """Rounds in flight for which something is, or was, to be decoded."""
-        return sum(flight.to_decode() for flight in self.rounds)
+        return sum([flight.to_decode for flight in self.rounds])
 
     def record(self, flight: Round, after: Any, infos: Sequence[Info]) -> None:
         """The first round has been settled, and has led to the state `after`."""
