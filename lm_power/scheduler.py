@@ -110,7 +110,7 @@ class Scheduler:
         touched = {}
         for row, segment in self.engine.step():
             job, flight, place = self._decoding.pop(row)
-            flight.segments[place] = segment
+            flight.take(place, segment)
             touched[job.index] = job
         return list(touched.values())
 
@@ -181,9 +181,10 @@ class Scheduler:
         """Start the round that the job's settled state asks for, each move in its lane's row."""
         flight = Round(job.state, self.algorithm.propose(job.state, job.stream), ahead=False)
         job.rounds.append(flight)
-        taking_part = {move.lane for move in flight.moves} | {move.source for move in flight.moves}
-        for lane in [lane for lane in job.rows if lane not in taking_part]:
-            self._idle.append(job.rows.pop(lane))
+        if self.algorithm.lanes > 1:  # a single lane takes part in every round
+            taking_part = {move.lane for move in flight.moves} | {move.source for move in flight.moves}
+            for lane in [lane for lane in job.rows if lane not in taking_part]:
+                self._idle.append(job.rows.pop(lane))
         for place, move in enumerate(flight.moves):
             if move.request is None:
                 continue
@@ -241,15 +242,15 @@ class Scheduler:
         heapq.heapify(queue)
         while queue:
             _, _, job = heapq.heappop(queue)
-            last = job.rounds[-1]
-            state = self.algorithm.if_rejected(last.state, last.moves)
-            if state is None or self.algorithm.result(state) is not None:
-                continue
             gain = rejected ** job.decoding()  # the probability that what is decoded ahead is used
             if not (self._idle or job.home_is_free()) or gain < self.WORTHWHILE:
                 continue
             if gain * (1 + cost * busy) <= cost * settled:
-                continue  # the row would slow the others down more than it helps
+                continue  # the row would slow the others down by more than it adds
+            last = job.rounds[-1]
+            state = self.algorithm.if_rejected(last.state, last.moves)
+            if state is None or self.algorithm.result(state) is not None:
+                continue
             self._begin_ahead(job, state)
             settled += gain
             busy += 1

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+_LARGE = 2**18  # weights of a layer below which they stay in a core's cache, and nothing is gained
 _FEW = 8  # rows of x up to which `W x^T` is the fastest
 _WIDE = 4096  # outputs from which on oneDNN is the fastest for more rows than that
 
@@ -48,8 +49,8 @@ class FastLinears:
     """Within it, the linear layers of a model compute by `linear`; before and after, the model is as it was given.
 
     Args:
-        model: any. Layers that are not plain (quantised, say, or moved between devices by hooks) stay as they are, and
-            all do on a processor that gains nothing.
+        model: any. Small layers stay as they are, and those that are not plain (quantised, say, or moved between
+            devices by hooks); on a processor that gains nothing, all do.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -74,4 +75,5 @@ def gains() -> bool:
 def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter or "forward" in vars(layer):
         return False
-    return layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32
+    plain = layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32
+    return plain and layer.weight.numel() >= _LARGE

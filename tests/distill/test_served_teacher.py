@@ -34,7 +34,7 @@ def test_from_a_served_teacher_to_a_served_student(tiny, tmp_path) -> None:
         assert record["data"]["learnt_tokens"] == sum(map(len, lines)) and told["config"]["top_logprobs"] == 8
         first, *_, last = losses(output)
         assert last < first - 0.1
-        assert "the data do not tell the teacher's weights" in (output / "README.md").read_text()
+        assert "the data do not say which weights the teacher had" in (output / "README.md").read_text()
 
         student = law_of_model(tiny, str(output))
         server.adapters["student"] = str(output), student

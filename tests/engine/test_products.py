@@ -43,6 +43,7 @@ def test_other_dtypes_are_left_to_torch() -> None:
 def test_the_model_is_as_before_outside_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards a model that keeps the engine's layers: a copy of it would go on with the weights of the original."""
     monkeypatch.setattr(products, "gains", lambda: True)
+    monkeypatch.setattr(products, "_LARGE", 0)
     model = make_model("qwen2")
     called = []
     monkeypatch.setattr(products, "linear", lambda layer, x: called.append(layer) or linear(layer, x))
@@ -56,16 +57,18 @@ def test_the_model_is_as_before_outside_of_a_pass(monkeypatch: pytest.MonkeyPatc
     copy.deepcopy(model)
 
 
-def test_layers_that_are_not_plain_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_are_not_plain_or_small_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards quantised weights, those of other dtypes, and layers whose forward pass a hook has replaced."""
     monkeypatch.setattr(products, "gains", lambda: True)
+    monkeypatch.setattr(products, "_LARGE", 16)
 
     class Quantised(nn.Linear):
         pass
 
     hooked = nn.Linear(4, 4)
     hooked.forward = hooked.forward
-    fast = FastLinears(nn.Sequential(Quantised(4, 4), nn.Linear(4, 4).double(), hooked, nn.Linear(4, 4)))
+    others = Quantised(4, 4), nn.Linear(4, 4).double(), hooked, nn.Linear(4, 3)
+    fast = FastLinears(nn.Sequential(*others, nn.Linear(4, 4)))
     assert len(fast._forwards) == 1
     before = hooked.forward
     with fast:

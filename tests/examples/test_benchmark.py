@@ -294,7 +294,7 @@ def test_steps_as_a_user_runs_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| 3 ")]
     rates, parts = lines[:4], lines[4:]
     assert [line[1] for line in rates] == [line[1] for line in parts]
-    assert all(float(rate) > 0 for line in rates for rate in line[2:]) and "1.00" in {line[4] for line in rates[:2]}
+    assert all(float(rate) > 0 for line in rates for rate in line[2:4]) and "1.00" in {line[3] for line in rates[:2]}
     for line in parts:
         shares = [float(cell.rstrip("%")) for cell in line[3:]]
         assert len(shares) == len(step.PARTS) and min(shares) > 0
