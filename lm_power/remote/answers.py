@@ -19,7 +19,7 @@ _KEY = re.compile(rf"{_PREFIX}\d+")
 
 
 class NoLists(ServerError):
-    """An answer lacks what a `TopLists` is made of; the message says what."""
+    """An answer lacks what a `TopLists` is made of; the message says what the server does instead."""
 
 
 class Transient(Exception):
@@ -73,7 +73,7 @@ def answer_of(response: Any, top: int, model: str) -> Answer:
         raise ServerError(f"model={model} was asked for, and model={response['model']} has answered")
     logprobs = choice.get("logprobs")
     if not isinstance(logprobs, dict) or logprobs.get("top_logprobs") is None:
-        raise NoLists("no log-probs of the likeliest tokens (`logprobs.top_logprobs`)")
+        raise NoLists("has no log-probs of the likeliest tokens (`logprobs.top_logprobs`) in its answers")
     try:
         tokens = _token_ids(logprobs.get("tokens") or ())
         own = np.fromiter(map(float, logprobs.get("token_logprobs") or ()), np.float64)
@@ -82,9 +82,9 @@ def answer_of(response: Any, top: int, model: str) -> Answer:
         ids = _token_ids(itertools.chain.from_iterable(listed))
         log_p = np.fromiter(map(float, itertools.chain.from_iterable(one.values() for one in listed)), np.float64)
     except (AttributeError, TypeError, ValueError) as error:
-        raise NoLists(f"log-probs in the form that vLLM gives them ({error})") from error
+        raise NoLists(f"returns log-probs in another form than vLLM's ({error})") from error
     if not len(tokens) == len(lengths) == len(own):
-        raise NoLists(f"{len(tokens)} tokens with {len(own)} log-probs and {len(lengths)} lists")
+        raise NoLists(f"returns {len(tokens)} tokens with {len(own)} log-probs and {len(lengths)} lists")
     if not (np.isfinite(own).all() and np.isfinite(log_p).all()):
         raise ServerError(
             f"model={model} has log-probs that are not finite (NaN or inf): see that it is served in a dtype of larger "
@@ -103,5 +103,5 @@ def _token_ids(texts: Iterable[str]) -> IntArray:
     ids = np.fromstring(digits, np.int64, sep=" ") if digits.replace(" ", "").isdecimal() else np.empty(0, np.int64)
     if len(ids) != len(texts):
         strange = next((text for text in texts if not _KEY.fullmatch(text)), "")
-        raise NoLists(f"tokens come as texts ({strange!r}), not as ids (`return_tokens_as_token_ids`)")
+        raise NoLists(f"spells tokens as texts ({strange!r}), not as ids (`return_tokens_as_token_ids`)")
     return ids

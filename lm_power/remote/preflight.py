@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PAGE = "see examples/servers/README.md"
-_KEY = f"put it into the environment variable {API_KEY}"
+_KEY = f"put the right one into the environment variable {API_KEY}"
 
 
 def check(client: HTTPClient, model: str | None) -> Card:
@@ -96,7 +96,7 @@ class ServerTrial(Trial):
             ) from error
         except NoLists as error:
             raise self.unsuitable(
-                f"answers without {error}",
+                str(error),
                 f"power sampling is made of token ids with the log-probs of the likeliest: vLLM has them, {_PAGE}",
             ) from error
         except Refused as error:

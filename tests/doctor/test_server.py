@@ -66,7 +66,7 @@ AFTER_IDS = dict.fromkeys(("log-probs", "lists", "draws", "stop", "texts"), "abs
         ({"lists": 3}, {"lists": "fails"}, "lists 3 tokens of the 6", "top_logprobs=3"),
         ({"keeps_stop": False}, {"stop": "fails"}, "leaves out the token at which it stops", "another server"),
         ({"most": 5}, {"ids": "fails", **AFTER_IDS}, "refuses top_logprobs=6", "--max-logprobs 6"),
-        ({"ids": False}, {"ids": "fails", **AFTER_IDS}, "tokens come as texts", "vLLM has them"),
+        ({"ids": False}, {"ids": "fails", **AFTER_IDS}, "spells tokens as texts", "vLLM has them"),
         ({"completions": False}, {"ids": "fails", **AFTER_IDS}, "serves no /completions", "one of completions"),
         ({"key": "sk-1"}, {"model": "fails"} | dict.fromkeys(PARTS[1:], "absent"), "wants a key", "OPENAI_API_KEY"),
         ({"card": {"id": "tiny", "root": "/nowhere"}}, {"tokenizer": "fails", "texts": "absent"}, "/nowhere", "set to"),
