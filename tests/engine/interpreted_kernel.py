@@ -132,7 +132,7 @@ def test_a_model_decodes_with_the_kernel_as_without(name, monkeypatch):
         calls.append(arguments[3])
         return decode_attention(*arguments)
 
-    options = {"method": "standard", "max_new_tokens": 5}
+    options = {"method": "standard", "max_new_tokens": 2}
     prompts = [[5], [7, 8, 9, 10, 11] * 3]  # shorter and longer than the window
     plain = PowerSampler(make_model(name, "lm_power"), None, eos_token_ids=[0]).generate(prompts, **options)
     monkeypatch.setattr(attention, "_kernel_takes", lambda query, key, value: query.dtype == torch.float32)
