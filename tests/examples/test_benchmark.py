@@ -26,6 +26,7 @@ try:
     import contenders
     import contest
     import forced
+    import linear
     import shapes
     import step
     import table
@@ -299,3 +300,11 @@ def test_steps_as_a_user_runs_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         shares = [float(cell.rstrip("%")) for cell in line[3:]]
         assert len(shares) == len(step.PARTS) and min(shares) > 0
         assert sum(shares) == pytest.approx(100, abs=0.3)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+def test_ways_to_compute_a_linear_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a way that is never run, or that torch no longer has."""
+    monkeypatch.setattr(linear, "CACHES", 1)
+    taken = linear.seconds(inputs=8, outputs=16, rows=3, rounds=2)
+    assert len(taken) == 4 and all(len(times) == 2 and min(times) >= 0 for times in taken.values())
