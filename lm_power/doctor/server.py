@@ -77,7 +77,7 @@ def _examine(asked: Asked, client: HTTPClient) -> list[Finding]:
     def tokenizer() -> str:
         name = asked.tokenizer or card.checkpoint
         tokenizers.append(load_tokenizer(name, {}))
-        eos = eos_ids_of(name, tokenizers[0], {})
+        eos = sorted(set(eos_ids_of(name, tokenizers[0], {})))
         if not eos:
             raise OptionError(f"tokenizer={name}: names no EOS token; pass eos_token_ids=")
         return f"{name}, {len(tokenizers[0])} tokens; completions end with {' or '.join(map(str, eos))}"
