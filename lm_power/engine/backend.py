@@ -63,6 +63,7 @@ class HFBackend:
         reads_spans: whether the attention reads each row's visible positions only, however many it is shown.
         replays: whether decode steps are recorded and replayed.
         compiles_draw: whether the draw is compiled when decode steps are recorded.
+        compiled: whether decode steps run a compiled model.
         cache_dtype: dtype of cached keys and values, such as "float32"; None if it is that of the embedding's weights,
             which is the case unless the model computes in another dtype than it is stored in.
 
@@ -79,6 +80,7 @@ class HFBackend:
     ) -> None:
         self.model = model
         # Decode steps have few shapes. Prompts have many, so the model is not compiled for them.
+        self.compiled = torch_compile
         self._decoder: Callable[..., Any] = torch.compile(model) if torch_compile else model
         self._products = contextlib.nullcontext() if torch_compile else FastLinears(model)
         base: Any = getattr(model, "get_base_model", lambda: model)()

@@ -144,8 +144,9 @@ def _attention(backend: HFBackend, shapes: list[LayerShape], positions: int, que
     if backend.reads_spans and queries == 1:
         return 0
     eager = backend.config._attn_implementation == "eager"
-    # A boolean mask for each of two layer types, and the kernel's additive mask.
-    masks = queries * positions * (2 + _itemsize(backend))
+    # An additive mask for each layer type, and the boolean one that it is made from.
+    types = len(set(getattr(backend.config, "layer_types", None) or ("full_attention",)))
+    masks = queries * positions * (1 + types * _itemsize(backend))
     repeats = backend.query_groups > 1 and (queries > 1 or not _packs_single_queries(backend))
     copied = max(shape.bytes_per_position for shape in shapes) * backend.query_groups * positions if repeats else 0
     scores = queries * positions * _query_heads(backend) * (2 * _itemsize(backend) + _WIDE) if eager else 0
@@ -155,7 +156,7 @@ def _attention(backend: HFBackend, shapes: list[LayerShape], positions: int, que
 def _packs_single_queries(backend: HFBackend) -> bool:
     """Whether a single query's heads share keys and values without a copy: in transformers' sdpa, uncompiled."""
     packs = backend.config._attn_implementation == "sdpa" and hasattr(sdpa_attention, "pack_gqa")
-    return packs and backend._decoder is backend.model
+    return packs and not backend.compiled
 
 
 def _logits_and_draw(backend: HFBackend) -> int:

@@ -132,12 +132,17 @@ def _with_log_probs(run: Run, stores: Sequence[Run]) -> Run:
 
 
 def _filled(problem: Problem, stored: Sequence[LoggedCompletion]) -> Problem:
-    """The problem, with log p from the stored completion of the same repeat if its text is the same."""
+    """The problem, with log p from the stored completion of the same repeat if the text is of that one."""
     completions = list(problem.completions)
     for place, (completion, drawn) in enumerate(zip(completions, stored, strict=False)):
-        if completion.sum_log_prob is None and completion.text == drawn.text:
+        if completion.sum_log_prob is None and _is_of(completion.text, drawn.text):
             completions[place] = dataclasses.replace(completion, sum_log_prob=drawn.sum_log_prob)
     return dataclasses.replace(problem, completions=tuple(completions))
+
+
+def _is_of(graded: str, drawn: str) -> bool:
+    """Whether a task that graded the one text may have been given the other, less a thinking section at its start."""
+    return graded == drawn or (graded != "" and drawn.endswith(graded))
 
 
 def _material(comparison: Comparison) -> Material:

@@ -148,11 +148,15 @@ def stored(folder: Path, seed: int, text: Callable[[str], str] = str) -> Path:
     return folder
 
 
-def test_a_store_gives_log_probabilities_to_other_peoples_tasks(tmp_path) -> None:
-    """Seeds of a stock task and their store; a completion whose stored text is another one is not used."""
+@pytest.mark.parametrize("thought", ["", "Let me think.</think>"])
+def test_a_store_gives_log_probabilities_to_other_peoples_tasks(tmp_path, thought) -> None:
+    """Seeds of a stock task and their store, which keeps a thinking section that the task did not see.
+
+    A completion whose stored text is another one is not used.
+    """
     for seed in (0, 1, 2):
         stock_evaluation(tmp_path / str(seed), seed)
-        stored(tmp_path / "store", seed)
+        stored(tmp_path / "store", seed, text=lambda text: thought + text)
     sources = [tmp_path / str(seed) for seed in (0, 1, 2)]
     assert forecast(*sources, tmp_path / "store", "--alphas", 1.5, "--output", tmp_path / "out") == 0
     (found,) = json.loads((tmp_path / "out" / "forecast.json").read_text(encoding="utf-8"))["forecasts"]
