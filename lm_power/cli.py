@@ -13,8 +13,8 @@ from lm_power.errors import LMPowerError
 COMMANDS = {
     "alpaca-eval": "lm_power.alpaca_eval",
     "doctor": "lm_power.doctor.command",
-    "forecast": "lm_power.forecast.command",
-    "probe": "lm_power.probe.command",
+    "forecast": "lm_power.report.forecast.command",
+    "probe": "lm_power.report.probe.command",
     "report": "lm_power.report.command",
 }
 """Subcommand → the module that defines it, imported only when it is asked for (or for help)."""

@@ -24,7 +24,7 @@ import scipy.stats
 from problems import Problem, held_out_problems
 
 from lm_power import PowerSampler
-from lm_power.forecast.estimates import reweight
+from lm_power.report.forecast.estimates import reweight
 from lm_power.stats.means import Estimate
 
 MODEL = Path(__file__).parent / "model"

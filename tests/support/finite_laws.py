@@ -8,7 +8,7 @@ import numpy as np
 import scipy.stats
 
 from lm_power import theory
-from lm_power.probe.estimates import Draws
+from lm_power.report.probe.estimates import Draws
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import MultipleLocator
 
-from lm_power.probe.estimates import Probe
-from lm_power.probe.temperatures import TemperatureRow
 from lm_power.report.figures.style import Drawing, Figure, add_legend, look, new_canvas, save, settings, share_axis
+from lm_power.report.probe.estimates import Probe
+from lm_power.report.probe.temperatures import TemperatureRow
 
 _PANEL = 3.4  # inches
 

@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from lm_power.forecast.estimates import MIN_EFFECTIVE, MIN_SHARE, Forecast, Point, over_problems
-from lm_power.forecast.runs import Material
+from lm_power.report.forecast.estimates import MIN_EFFECTIVE, MIN_SHARE, Forecast, Point, over_problems
+from lm_power.report.forecast.runs import Material
 from lm_power.report.summary import accuracies
 from lm_power.report.tables import Column, Table
 from lm_power.stats.means import Estimate

@@ -14,7 +14,7 @@ import scipy.stats
 from finite_laws import Law, random_laws
 
 from lm_power import theory
-from lm_power.probe.estimates import Draws, hash_reward, probe
+from lm_power.report.probe.estimates import Draws, hash_reward, probe
 from lm_power.stats.means import Estimate
 
 PROMPTS = 60

@@ -13,9 +13,9 @@ import pytest
 from finite_laws import Law, random_laws
 
 from lm_power import theory
-from lm_power.forecast.conclusion import conclude, interval
-from lm_power.forecast.estimates import ALPHAS, MIN_EFFECTIVE, MIN_SHARE, Forecast, forecast, reweight
-from lm_power.probe.estimates import Draws, probe
+from lm_power.report.forecast.conclusion import conclude, interval
+from lm_power.report.forecast.estimates import ALPHAS, MIN_EFFECTIVE, MIN_SHARE, Forecast, forecast, reweight
+from lm_power.report.probe.estimates import Draws, probe
 
 EXACT = {"abs": 1e-12, "rel": 0}
 GRID = np.array([1.0, 1.25, 2.0, 4.0])
@@ -64,7 +64,7 @@ def test_weights_of_another_power_are_noticed() -> None:
 
 
 def test_derivative_at_one_is_the_probes_covariance() -> None:
-    """Proposition 4 in a sample: dÂ/dα at 1 = (N − 1)/N · Cov(r, log p), the covariance of `lm_power.probe`."""
+    """Proposition 4 in a sample: dÂ/dα at 1 = (N − 1)/N · Cov(r, log p), the covariance of `lm_power.report.probe`."""
     laws, rng = random_laws(42, prompts=30), np.random.default_rng(43)
     n, step = 16, 1e-4
     draws = [law.draws(law.sample(rng, 1.0, n)) for law in laws]

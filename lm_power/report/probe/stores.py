@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lm_power.errors import UserError
 from lm_power.identity import Identity
-from lm_power.probe.estimates import Draws, hash_reward
+from lm_power.report.probe.estimates import Draws, hash_reward
 from lm_power.store import Record, read_store
 
 Prompt = tuple[int, ...]  # token ids: what the model saw

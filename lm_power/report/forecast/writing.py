@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lm_power.errors import UserError
-from lm_power.forecast.conclusion import LEVEL, Conclusion, conclude
-from lm_power.forecast.estimates import MIN_EFFECTIVE, MIN_SHARE, Forecast, forecast
-from lm_power.forecast.figure import write_figure
-from lm_power.forecast.runs import Material, read_material
-from lm_power.forecast.tables import Measured, compare, forecast_table, measured_table
+from lm_power.report.forecast.conclusion import LEVEL, Conclusion, conclude
+from lm_power.report.forecast.estimates import MIN_EFFECTIVE, MIN_SHARE, Forecast, forecast
+from lm_power.report.forecast.figure import write_figure
+from lm_power.report.forecast.runs import Material, read_material
+from lm_power.report.forecast.tables import Measured, compare, forecast_table, measured_table
 from lm_power.report.formats import to_csv, to_markdown, to_text
 from lm_power.report.rendering import unique_slugs
 from lm_power.report.tables import Table

@@ -14,8 +14,8 @@ import pytest
 from lm_power.cli import main
 from lm_power.completion import Completion
 from lm_power.config import SamplerConfig
-from lm_power.probe.stores import choose_base, pair, read_draws
-from lm_power.probe.temperatures import read_temperatures
+from lm_power.report.probe.stores import choose_base, pair, read_draws
+from lm_power.report.probe.temperatures import read_temperatures
 from lm_power.store import CompletionStore, Provenance
 
 MODEL = "pocket@0123456789abcdef"

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from lm_power.forecast.estimates import MIN_EFFECTIVE, MIN_SHARE, Forecast
-from lm_power.forecast.tables import Measured
 from lm_power.report.figures.style import Drawing, Figure, add_legend, look, new_canvas, save, settings, share_axis
+from lm_power.report.forecast.estimates import MIN_EFFECTIVE, MIN_SHARE, Forecast
+from lm_power.report.forecast.tables import Measured
 
 _GREY = "#8a8a8a"
 

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: the stores or runs cannot be read or compared, or the output folder cannot be written.
     """
     # Here, and not above: matplotlib and scipy would slow down `lm-power --help`.
-    from lm_power.probe.writing import make_probe
+    from lm_power.report.probe.writing import make_probe
 
     make_probe(
         arguments.base,

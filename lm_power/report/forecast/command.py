@@ -5,7 +5,7 @@
 
 DIR then holds forecast.md with everything, the tables as CSV with full precision, the figure as SVG and PNG, and
 forecast.json, which also has each problem's forecast and effective sample size. How it is computed, and when it
-cannot tell: `lm_power.forecast.estimates`.
+cannot tell: `lm_power.report.forecast.estimates`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         if not 1 <= alpha < float("inf"):
             raise UserError(f"--alphas {alpha:g}: must be finite and >= 1; plain sampling is 1, the paper's default 4")
     # Here, and not above: matplotlib and scipy would slow down `lm-power --help`.
-    from lm_power.forecast.estimates import ALPHAS
-    from lm_power.forecast.writing import make_forecast
+    from lm_power.report.forecast.estimates import ALPHAS
+    from lm_power.report.forecast.writing import make_forecast
 
     make_forecast(arguments.runs, arguments.alphas or ALPHAS, arguments.output, arguments.allow_differences)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lm_power.probe.estimates import Probe
-from lm_power.probe.stores import StoredDraws
-from lm_power.probe.temperatures import TemperatureRow
+from lm_power.report.probe.estimates import Probe
+from lm_power.report.probe.stores import StoredDraws
+from lm_power.report.probe.temperatures import TemperatureRow
 from lm_power.report.tables import Column, Table
 
 _READING = (

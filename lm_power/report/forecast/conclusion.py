@@ -6,7 +6,7 @@ import dataclasses
 
 import scipy.stats
 
-from lm_power.forecast.estimates import MIN_EFFECTIVE, MIN_SHARE, Forecast
+from lm_power.report.forecast.estimates import MIN_EFFECTIVE, MIN_SHARE, Forecast
 from lm_power.stats.means import Estimate
 
 LEVEL = 0.95

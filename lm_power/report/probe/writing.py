@@ -8,12 +8,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lm_power.errors import UserError
-from lm_power.probe.estimates import Probe, probe
-from lm_power.probe.figures import write_probe_figure, write_temperature_figure
-from lm_power.probe.stores import StoredDraws, choose_base, pair, read_draws
-from lm_power.probe.tables import line_table, notes, point_table, temperature_table
-from lm_power.probe.temperatures import TemperatureRow, read_temperatures
 from lm_power.report.formats import to_csv, to_markdown
+from lm_power.report.probe.estimates import Probe, probe
+from lm_power.report.probe.figures import write_probe_figure, write_temperature_figure
+from lm_power.report.probe.stores import StoredDraws, choose_base, pair, read_draws
+from lm_power.report.probe.tables import line_table, notes, point_table, temperature_table
+from lm_power.report.probe.temperatures import TemperatureRow, read_temperatures
 from lm_power.report.tables import Table, cell_text
 
 
