@@ -142,7 +142,7 @@ def test_power_with_two_eos_ids(coupled: bool) -> None:
         assert completion.finish_reason == toy.ended(completion.token_ids, LONGEST).value
 
 
-@pytest.mark.parametrize("method", ["power", "power_inf"])
+@pytest.mark.parametrize("method", ["power", pytest.param("power_inf", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("coupled", [True, False], ids=["coupled", "plain"])
 def test_exact_accelerations_change_no_completion(coupled: bool, method: str) -> None:
     """Guards every acceleration on, off and in pairs: the same chains, token for token, with less decoded.

@@ -34,6 +34,9 @@ EXACT = {
 }
 
 
+EVERY_DAY = ("rejection", "smc with sweeps", "tempering", "cuts by entropy", "cuts in the last block")
+
+
 @pytest.mark.parametrize("name", ["cuts by entropy", "cuts in the last block", "blocks and final steps"])
 def test_the_chains_have_converged(name) -> None:
     """Guards against comparing a chain with a law that is not yet p^alpha: what bias is left after its steps?
@@ -51,8 +54,13 @@ def test_the_chains_have_converged(name) -> None:
         assert 20_000 * ((early - target) ** 2 / target).sum() > 60
 
 
-@pytest.mark.parametrize("chains", [300, pytest.param(20_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("options", EXACT.values(), ids=EXACT.keys())
+@pytest.mark.parametrize(
+    ("options", "chains"),
+    [
+        *(pytest.param(EXACT[name], 20_000, id=f"{name}, 20,000", marks=pytest.mark.slow) for name in EXACT),
+        *(pytest.param(EXACT[name], 300, id=name) for name in EVERY_DAY),
+    ],
+)
 def test_the_law_through_the_whole_stack(options, chains) -> None:
     """Guards lanes, copies, measures and schedules as they run: chi-square against p^alpha.
 

@@ -79,9 +79,8 @@ def test_an_error_of_any_process_reaches_the_other() -> None:
     assert other == "returned 1\nOSError [Errno 28] No space left on device\n"
 
 
-@pytest.mark.parametrize(
-    "stage", ["_finish", *(pytest.param(s, marks=pytest.mark.slow) for s in ("save_model", "checkpoint"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["_finish", "save_model", "checkpoint"])
 def test_a_full_disk_ends_a_whole_distillation(tiny: str, store: str, tmp_path: Path, stage: str) -> None:
     """Guards the stages that only the main process writes in: checkpoints, the adapter, and what lies beside it."""
     config = tmp_path / "config.yaml"

@@ -123,7 +123,8 @@ def test_an_empty_span_gives_nan(with_sinks, monkeypatch):
     assert result[1].isfinite().all()
 
 
-@pytest.mark.parametrize("name", [pytest.param("qwen2", marks=pytest.mark.slow), "gemma2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2", "gemma2"])
 def test_a_model_decodes_with_the_kernel_as_without(name, monkeypatch):
     """Guards: layouts, scalings or windows of a real model that the kernel takes for something else."""
     calls = []

@@ -192,7 +192,7 @@ def finish(engine: Engine) -> list[int]:
     ("name", "attention", "paired"),
     [
         ("qwen2-sliding", "sdpa", False),
-        ("gemma2", "lm_power", False),
+        pytest.param("gemma2", "lm_power", False, marks=pytest.mark.slow),
         pytest.param("qwen2-sliding", "sdpa", True, marks=pytest.mark.slow),
     ],
 )

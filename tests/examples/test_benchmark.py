@@ -93,6 +93,7 @@ def test_random_weights_as_a_user_runs_them() -> None:
     assert "C, projected MATH500 time: " in printed and "projected: this run's wall time" in printed
 
 
+@pytest.mark.slow
 def test_prompts_from_a_file(tmp_path: Path) -> None:
     """Guards `--prompts-file` on a real tokenizer: one prompt per line, empty ones left out."""
     file = tmp_path / "prompts.txt"

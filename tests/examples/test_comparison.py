@@ -101,6 +101,7 @@ def test_the_estimates_of_log_z_and_of_the_slope(monkeypatch):
     assert thermodynamic_log_z(tuple(module.EXPONENTS), list(log_p[0, 0])) == pytest.approx(-c * math.log(4))
 
 
+@pytest.mark.slow
 def test_log_z_three_ways_from_end_to_end(monkeypatch, tmp_path, capsys):
     """Guards the script: a small run prints every estimate; particles and rejection agree to a nat and a half."""
     module = load("log_z", monkeypatch)

@@ -186,6 +186,7 @@ def drawn(tmp_path_factory) -> tuple[Path, dict[str, Figure]]:
     return folder, made
 
 
+@pytest.mark.slow
 def test_the_command_draws_all(drawn) -> None:
     """Guards the one command: SVG and PNG of S.5 to S.10 and of the six others, none of them empty."""
     folder, _ = drawn
@@ -197,6 +198,7 @@ def test_the_command_draws_all(drawn) -> None:
     assert len(list(folder.iterdir())) == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_no_text_is_cut_off(name: str, drawn) -> None:
     """Guards the layout: every title, label and legend lies inside its picture, and none is missing."""

@@ -70,7 +70,12 @@ def in_force(layers):
 
 
 @pytest.fixture(
-    params=[LAYERS, ("namespaces",), ("landlock", "filter"), ("filter",), ()],
+    params=[
+        LAYERS,
+        ("landlock", "filter"),
+        (),
+        *(pytest.param(alone, marks=pytest.mark.slow) for alone in (("namespaces",), ("filter",))),
+    ],
     ids=lambda layers: "+".join(layers) or "none",
 )
 def layers(request):
