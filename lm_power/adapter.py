@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_power.config import OptionError
+from lm_power.errors import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +106,7 @@ def load_adapter(
     except OptionError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, IndexError, UserWarning) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300) or type(error).__name__
         raise OptionError(f"{option}={adapter}: cannot be loaded on {base.name_or_path}: {reason}") from error
     # Where embeddings were resized, peft saves them as they are inside of its wrappers, beside what it reads back.
     copies = {key for path in embeddings for key in loaded.unexpected_keys if f".{path}." in f".{key}"}
@@ -148,7 +149,7 @@ def merged(model: PeftModel, *, option: str = "merge_adapter") -> Any:
             layer.to(dtype)
         return tuner.merge_and_unload().eval()
     except (ValueError, NotImplementedError, RuntimeError) as error:
-        raise OptionError(f"{option}: peft cannot merge it: {' '.join(str(error).split())[:300]}") from error
+        raise OptionError(f"{option}: peft cannot merge it: {one_line(error, 300)}") from error
 
 
 def refuse_adapted_ties(model: PeftModel, option: str, remedy: str) -> None:

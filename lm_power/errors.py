@@ -21,3 +21,8 @@ class UnavailableError(LMPowerError, RuntimeError):
 
 class UserError(LMPowerError, ValueError):
     """A command's input is not valid: arguments, folders, files of other programs."""
+
+
+def one_line(error: BaseException, longest: int | None = None) -> str:
+    """The message of an error on one line, at most `longest` characters of it; empty if it has none."""
+    return " ".join(str(error).split())[:longest]

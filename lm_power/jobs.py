@@ -37,7 +37,6 @@ class Round:
         rows: the row that decodes each move; None if there is nothing to decode, if the move waits for a row, or if its
             row was given up after it was decoded.
         segments: what was decoded; None for what is not there yet.
-        to_decode: whether anything has to be decoded.
     """
 
     state: Any
@@ -45,22 +44,19 @@ class Round:
     ahead: bool
     rows: list[int | None] = dataclasses.field(init=False)
     segments: list[Segment | None] = dataclasses.field(init=False)
-    to_decode: bool = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         self.rows = [None] * len(self.moves)
         self.segments = [None] * len(self.moves)
-        self._missing = sum([move.request is not None for move in self.moves])
-        self.to_decode = self._missing > 0
-
-    def take(self, place: int, segment: Segment) -> None:
-        """Note what was decoded for the move at `place`."""
-        self.segments[place] = segment
-        self._missing -= 1
 
     def decoded(self) -> bool:
         """Whether everything that has to be decoded is there."""
-        return self._missing == 0
+        pairs = zip(self.moves, self.segments, strict=True)
+        return all(move.request is None or segment is not None for move, segment in pairs)
+
+    def to_decode(self) -> bool:
+        """Whether anything has to be decoded."""
+        return any(move.request is not None for move in self.moves)
 
 
 @dataclasses.dataclass
@@ -103,7 +99,7 @@ class ActiveJob:
 
     def decoding(self) -> int:
         """Number of rounds in flight that have, or had, something to decode."""
-        return sum([flight.to_decode for flight in self.rounds])
+        return sum(flight.to_decode() for flight in self.rounds)
 
     def record(self, flight: Round, after: Any, infos: Sequence[Info]) -> None:
         """Note that the first round has been settled and has led to the state `after`."""

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from lm_power.config import OptionError
+from lm_power.errors import one_line
 
 _FAILURES = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
 
@@ -67,4 +68,4 @@ def check_vocabulary(tokenizer: Any, option: str, value: object) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(" .;:") or type(error).__name__
+    return one_line(error, 300).rstrip(" .;:") or type(error).__name__

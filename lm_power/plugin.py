@@ -112,7 +112,7 @@ def add_short_errors(command: Any) -> None:
     Args:
         command: the module `lm_eval._cli.harness`.
     """
-    from lm_power.errors import LMPowerError
+    from lm_power.errors import LMPowerError, one_line
 
     execute = command.HarnessCLI.execute
 
@@ -122,7 +122,7 @@ def add_short_errors(command: Any) -> None:
             return execute(self, *arguments, **options)
         except LMPowerError as error:
             logging.getLogger("lm_eval.lm_power").debug("the run ended here", exc_info=True)
-            print(f"lm_eval: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            print(f"lm_eval: {one_line(error)}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
 
     command.HarnessCLI.execute = execute_shortly

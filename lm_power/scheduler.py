@@ -110,7 +110,7 @@ class Scheduler:
         touched = {}
         for row, segment in self.engine.step():
             job, flight, place = self._decoding.pop(row)
-            flight.take(place, segment)
+            flight.segments[place] = segment
             touched[job.index] = job
         return list(touched.values())
 
@@ -181,10 +181,9 @@ class Scheduler:
         """Start the round that the job's settled state asks for, each move in its lane's row."""
         flight = Round(job.state, self.algorithm.propose(job.state, job.stream), ahead=False)
         job.rounds.append(flight)
-        if self.algorithm.lanes > 1:  # a single lane takes part in every round
-            taking_part = {move.lane for move in flight.moves} | {move.source for move in flight.moves}
-            for lane in [lane for lane in job.rows if lane not in taking_part]:
-                self._idle.append(job.rows.pop(lane))
+        taking_part = {move.lane for move in flight.moves} | {move.source for move in flight.moves}
+        for lane in [lane for lane in job.rows if lane not in taking_part]:
+            self._idle.append(job.rows.pop(lane))
         for place, move in enumerate(flight.moves):
             if move.request is None:
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lm_power.data.loading import load_local
-from lm_power.errors import UnavailableError
+from lm_power.errors import UnavailableError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,8 +39,8 @@ def _download() -> str:
     try:
         return hf_hub_download(ALPACA_EVAL, FILE, repo_type="dataset")
     except OSError as error:  # of which all its errors of network and access are
-        cause = " ".join(str(error).split())
         raise UnavailableError(
-            f"could not load {FILE} of {ALPACA_EVAL} from the Hugging Face hub ({type(error).__name__}: {cause}). "
-            f"With a copy on this machine: --metadata alpaca_eval_file=PATH/{FILE}"
+            f"could not load {FILE} of {ALPACA_EVAL} from the Hugging Face hub "
+            f"({type(error).__name__}: {one_line(error)}). With a copy on this machine: "
+            f"--metadata alpaca_eval_file=PATH/{FILE}"
         ) from error

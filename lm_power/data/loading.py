@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_power.errors import DataError, UnavailableError
+from lm_power.errors import DataError, UnavailableError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,9 +33,8 @@ def load_hub(path: str, name: str | None, split: str, way_out: str) -> Dataset:
     try:
         return datasets.load_dataset(path, name, split=split)
     except Exception as error:  # the hub's client raises many kinds
-        cause = " ".join(str(error).split())
         raise UnavailableError(
-            f"could not load {path} from the Hugging Face hub ({type(error).__name__}: {cause}). {way_out}"
+            f"could not load {path} from the Hugging Face hub ({type(error).__name__}: {one_line(error)}). {way_out}"
         ) from error
 
 

@@ -25,6 +25,7 @@ from lm_power.engine.backend import HFBackend
 from lm_power.engine.device import default_device
 from lm_power.engine.fallback import try_draw, try_recorded_steps
 from lm_power.engine.memory import free_memory, total_memory
+from lm_power.errors import one_line
 
 _GIB = 2**30
 _PROMPT = "Question: what is seventeen times twenty-three? Think step by step.\nAnswer:"
@@ -75,8 +76,8 @@ def examine(setting: Setting) -> list[Finding]:
         try:
             findings.append(trial(setting))
         except Exception as error:  # whatever it is, it is what the doctor is asked about
-            text = " ".join(str(error).split())[:400]
-            findings.append(Finding(part, "fails", f"{type(error).__name__}: {text}", REMEDIES.get(part, "")))
+            why = f"{type(error).__name__}: {one_line(error, 400)}"
+            findings.append(Finding(part, "fails", why, REMEDIES.get(part, "")))
     return findings
 
 

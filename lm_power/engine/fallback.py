@@ -22,7 +22,7 @@ from lm_power.engine.engine import Engine
 from lm_power.engine.out_of_memory import out_of_memory
 from lm_power.engine.paired import AnyBackend, PairedBackend
 from lm_power.engine.stopping import StopStrings
-from lm_power.errors import LMPowerError
+from lm_power.errors import LMPowerError, one_line
 from lm_power.target import Drawn, draw_next, draw_next_at_once
 
 logger = logging.getLogger(__name__)
@@ -180,8 +180,8 @@ def _compare(what: str, left: np.ndarray, right: np.ndarray, tolerance: float) -
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    text = one_line(error, 300)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _warn(what: str, reason: str, instead: str, setting: str) -> None:

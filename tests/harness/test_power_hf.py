@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 import torch
-from harness.tiny_lm import POSITIONS, PROMPTS, make_model, make_tokenizer
+from harness.tiny_lm import CHOICES, POSITIONS, PROMPTS, make_model, make_tokenizer
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import handle_non_serializable
 
@@ -77,13 +77,7 @@ def test_a_tasks_decoding_options_give_one_notice_and_change_nothing(evaluate, c
 
 def test_log_likelihood_tasks_are_stock(evaluate):
     """Guards against an `__init__` or override of ours that moves log-likelihoods."""
-    task = {
-        "output_type": "multiple_choice",
-        "doc_to_choice": ["yes", "no", "a b"],
-        "doc_to_target": 0,
-        "metric_list": [{"metric": "acc"}],
-    }
-    ours, stock = evaluate(task=task), evaluate(task=task, model=HFLM)
+    ours, stock = evaluate(task=CHOICES), evaluate(task=CHOICES, model=HFLM)
     assert [s["resps"] for s in ours.samples] == [s["resps"] for s in stock.samples]
     assert ours.results["results"] == stock.results["results"]
 

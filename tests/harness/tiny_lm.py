@@ -129,15 +129,18 @@ class Evaluation:
         return [[text for texts in sample["resps"] for text in texts] for sample in self.samples]
 
 
+CHOICES = {
+    "output_type": "multiple_choice",
+    "doc_to_choice": ["yes", "no", "a b"],
+    "doc_to_target": 0,
+    "metric_list": [{"metric": "acc"}],
+}
+"""A task of log-likelihoods."""
+
+
 def assert_log_likelihoods_of(stock: Any, evaluate: Callable[..., Evaluation]) -> None:
     """A multiple-choice task by the model that `evaluate` makes, and by lm-eval's own `stock`."""
-    task = {
-        "output_type": "multiple_choice",
-        "doc_to_choice": ["yes", "no", "a b"],
-        "doc_to_target": 0,
-        "metric_list": [{"metric": "acc"}],
-    }
-    ours, theirs = evaluate(task=task), evaluate(task=task, model=stock)
+    ours, theirs = evaluate(task=CHOICES), evaluate(task=CHOICES, model=stock)
     pairs = list(zip(ours.samples, theirs.samples, strict=True))
     assert len(pairs) == len(PROMPTS)
     for mine, other in pairs:
