@@ -100,13 +100,17 @@ class Place:
         base: its URL up to and with /v1.
         shown: the same without user and password.
         card: of the model; None until it was looked at.
-        doubtful: it failed, and may have been started again with another model.
+        failed: the last try did.
+        connections: made to it so far.
+        vouched: how many of these had been made when it last told its model.
     """
 
     base: str
     shown: str
     card: Card | None = None
-    doubtful: bool = False
+    failed: bool = False
+    connections: int = 0
+    vouched: int = 0
 
 
 def places(base_url: str | Sequence[str]) -> list[Place]:
@@ -141,7 +145,10 @@ class HTTPClient:
     A try that fails for want of a connection, by a time-out, with half an answer, or with a status in `RETRIED` is made
     again after a pause that doubles, until `patience` is at its end. It keeps its seed: nobody has seen what it drew,
     so it is still the same draw. A fresh seed would make a law of its own, since long answers fail more often; and
-    completions would depend on what failed. A server that has failed is asked for its model before it is used again.
+    completions would depend on what failed.
+
+    A server that was started again may serve another model under the same name. No connection outlives its server, so a
+    server to which a new one was made is asked for its model before an answer is taken.
 
     Args:
         base_url: see `places`.
@@ -272,9 +279,12 @@ class HTTPClient:
         clock, failed_at, pause = self._loop.time, None, _FIRST_PAUSE
         while True:
             try:
-                if place.doubtful:
+                if place.failed:  # here, too: what another model refuses would mislead
                     await self._look_again(place)
-                return answer_of(await self.post(place, "/completions", body, rank), self.top, self.model)
+                response = await self.post(place, "/completions", body, rank)
+                if place.vouched < place.connections:
+                    await self._look_again(place)
+                return answer_of(response, self.top, self.model)
             except Transient as error:
                 failed_at = clock() if failed_at is None else failed_at
                 wait = max(pause, error.pause or 0.0)
@@ -283,21 +293,22 @@ class HTTPClient:
                         f"{place.shown}: no answer in {self._patience:g} s of trying ({error}); what is stored "
                         "stays: see to the server, and start the same command again"
                     ) from error
-                if not place.doubtful:
+                if not place.failed:
                     logger.warning("%s: %s; trying again for up to %g s", place.shown, error, self._patience)
-                place.doubtful = True
+                place.failed = True
                 await asyncio.sleep(wait)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _look_again(self, place: Place) -> None:
-        """Make sure that a server that has failed still serves the model that it did."""
+        """Make sure that a server still serves the model that it did."""
+        connections = place.connections
         card = await self.card(place)
         if place.card is not None and card != place.card:
             raise ServerError(
                 f"{place.shown}: serves {card or 'the model no longer'}, and served {place.card} when this run began; "
                 "start the server with the model that the run began with, and the same command again"
             )
-        place.doubtful = False
+        place.failed, place.vouched = False, max(place.vouched, connections)
 
     async def _request(
         self, place: Place, method: str, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str]
@@ -307,10 +318,17 @@ class HTTPClient:
         if not self._sessions:
             timeout = aiohttp.ClientTimeout(total=self._timeout, sock_connect=_CONNECT)
             connector = aiohttp.TCPConnector(limit=0, ssl=self._verify)  # the rows are the limit
-            self._sessions.append(aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers))
+            tracing = aiohttp.TraceConfig()
+            tracing.on_connection_create_end.append(_count_connection)
+            self._sessions.append(
+                aiohttp.ClientSession(
+                    connector=connector, timeout=timeout, headers=self._headers, trace_configs=[tracing]
+                )
+            )
         (session,) = self._sessions
+        asked = session.request(method, place.base + path, json=body, headers=headers, trace_request_ctx=place)
         try:
-            async with session.request(method, place.base + path, json=body, headers=headers) as response:
+            async with asked as response:
                 status, raw = response.status, await response.read()
                 after = response.headers.get("Retry-After", "")
         except asyncio.TimeoutError as error:
@@ -327,6 +345,10 @@ class HTTPClient:
             return json.loads(raw)
         except ValueError as error:
             raise Transient(f"an answer that is not JSON: {self.clean(text)[:80]!r}") from error
+
+
+async def _count_connection(session: aiohttp.ClientSession, context: Any, details: Any) -> None:
+    context.trace_request_ctx.connections += 1
 
 
 def _authority(file: str) -> ssl.SSLContext:

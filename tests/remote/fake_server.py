@@ -25,7 +25,9 @@ class Ways:
     """How the server behaves; tests change these while it runs.
 
     Attributes:
-        faults: by the running number of a completions request, counted from 0: "reset", "half", "slow", or a status.
+        faults: by the running number of a completions request, counted from 0: "reset", "half", "slow", "hang up"
+            (after a whole answer), or a status.
+        restarts: by the same number: entries of the card that differ from then on.
         raw: log-probs are the model's own, whatever the temperature.
         replicas: that a header may choose among.
         most: tokens on a list, at most; more are refused, as by vLLM's --max-logprobs. `lists`: capped in silence.
@@ -41,6 +43,7 @@ class Ways:
     """
 
     faults: dict[int, str | int] = dataclasses.field(default_factory=dict)
+    restarts: dict[int, dict] = dataclasses.field(default_factory=dict)
     raw: bool = True
     replicas: int = 8
     most: int | None = None
@@ -104,6 +107,7 @@ class FakeServer:
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
             fault = self.ways.faults.get(number)
+            self.ways.card = self.ways.card | self.ways.restarts.get(number, {})
             if isinstance(fault, int):
                 return web.json_response({"error": {"message": "injected"}}, status=fault, headers={"Retry-After": "0"})
             if fault == "reset":
@@ -121,7 +125,10 @@ class FakeServer:
                 await response.write(whole[: len(whole) // 2])
                 request.transport.close()
                 return response
-            return web.Response(body=whole, content_type="application/json")
+            response = web.Response(body=whole, content_type="application/json")
+            if fault == "hang up":
+                response.force_close()
+            return response
         except asyncio.CancelledError:
             self.abandoned += 1
             raise

@@ -159,17 +159,17 @@ def test_a_refusal_is_not_tried_again(served) -> None:
     assert len(server.bodies) == 1
 
 
-def test_a_server_that_comes_back_with_another_model(served) -> None:
-    """Guards completions of two models in one run: a server that failed is asked for its model first."""
+@pytest.mark.parametrize("fault", [503, "reset", "hang up"])
+def test_a_server_that_comes_back_with_another_model(served, fault) -> None:
+    """Guards completions of two models in one run, also where it hangs up after an answer, so that no query fails."""
     server, sampler = served
-    server.ways.faults = {6: 503}
+    server.ways.faults, server.ways.restarts = {6: fault}, {6: {"root": "/nowhere/else"}}
     one = sampler(rows=1)
-    server.ways.card = {**server.ways.card, "root": "/nowhere/else"}
     with pytest.raises(
         ServerError, match=r"serves tiny \(root /nowhere/else\), and served tiny \(root /nowhere/tiny\)"
     ):
         outcome(one)
-    assert len(server.bodies) == 7
+    assert len(server.bodies) == (8 if fault == "hang up" else 7)
 
 
 def test_answers_of_another_model(served) -> None:
@@ -196,7 +196,7 @@ def test_giving_a_row_up_closes_its_connection(served) -> None:
     eventually(lambda: server.under_way == 1)
     decoder.rollback(0)
     eventually(lambda: server.abandoned == 1 and server.under_way == 0)
-    assert decoder.client.places[0].doubtful is False
+    assert decoder.client.places[0].failed is False
 
 
 def test_an_interrupt_leaves_no_request_running(served) -> None:
