@@ -232,15 +232,16 @@ def longest_left(runs: Sequence[UnderWay], waiting: int, costs: Sequence[int]) -
     A completion under way that has cost s is expected to end like one of the finished completions that cost more than
     s. Each takes a different one of these, spread evenly over their quantiles, because the longest decides. If none has
     cost more, it is expected to cost as much again. It never costs more than its algorithm's `work_left`. Completions
-    that wait cost what others have cost, and start on the first row that is free. As long as nothing has finished, all
-    cost the most that they can.
+    that wait cost what the finished ones have cost and what those under way are expected to cost: the finished ones
+    alone are the short ones, as long as few have finished. They start on the first row that is free. As long as nothing
+    has finished, all cost the most that they can.
 
     Args:
         runs: completions under way, at least one.
         waiting: number of completions that have not been started.
         costs: what each finished completion has cost, tokens, in rising order.
     """
-    rows = []
+    rows, expected = [], list(costs)
     for place, run in enumerate(sorted(runs, key=lambda run: -run.spent)):
         first = bisect.bisect_right(costs, run.spent)
         if first < len(costs):
@@ -248,12 +249,12 @@ def longest_left(runs: Sequence[UnderWay], waiting: int, costs: Sequence[int]) -
         else:
             guess = run.spent if costs else run.most
         rows.append(min(guess, run.most))
-    mean = sum(costs) / len(costs) if costs else sum(run.spent + run.most for run in runs) / len(runs)
+        expected.append(run.spent + rows[-1])
+    expected.sort()
     heapq.heapify(rows)
     for place in range(min(waiting, _SIMULATED)):
-        cost = costs[_spread(place, len(costs))] if costs else mean
-        heapq.heapreplace(rows, rows[0] + cost)
-    return max(rows) + max(0, waiting - _SIMULATED) * mean / len(rows)
+        heapq.heapreplace(rows, rows[0] + expected[_spread(place, len(expected))])
+    return max(rows) + max(0, waiting - _SIMULATED) * sum(expected) / len(expected) / len(rows)
 
 
 def _spread(place: int, size: int) -> int:
