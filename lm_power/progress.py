@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from tqdm import tqdm as plain_tqdm
 from tqdm.auto import tqdm
@@ -27,10 +27,17 @@ _GOLDEN = 0.618034  # its multiples, modulo 1, cover [0, 1) evenly, however many
 
 
 class TokenCounts(Protocol):
-    """What an engine has done so far, such as `lm_power.engine.Counters`."""
+    """What an engine has done so far, such as `lm_power.engine.Counters`.
+
+    Attributes:
+        decoded: tokens drawn.
+        prefilled: tokens of prompts read.
+        loading: what the engine does with new prompts, as a participle: "reading".
+    """
 
     decoded: int
     prefilled: int
+    loading: ClassVar[str]
 
 
 class Bar(Protocol):
@@ -174,7 +181,8 @@ class Progress:
             draws = (self._rates[-1][1] - decoded) / seconds
             parts = [f"{self._running} running", f"{draws:.0f} tok/s"]
             if self._reading:
-                parts.append(f"reading {self._reading}")
+                loading = "reading" if self._counts is None else self._counts.loading
+                parts.append(f"{loading} {self._reading}")
             elif reads > draws / 10:  # less does not hold a run up
                 parts.append(f"reading prompts, {reads:.0f} tok/s")
             if self.proposals:
@@ -241,7 +249,8 @@ def longest_left(runs: Sequence[UnderWay], waiting: int, costs: Sequence[int]) -
         waiting: number of completions that have not been started.
         costs: what each finished completion has cost, tokens, in rising order.
     """
-    rows, expected = [], list(costs)
+    rows: list[float] = []
+    expected: list[float] = list(costs)
     for place, run in enumerate(sorted(runs, key=lambda run: -run.spent)):
         first = bisect.bisect_right(costs, run.spent)
         if first < len(costs):

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pytest
 from models import EOS, make_model
@@ -18,6 +19,7 @@ from lm_power.chains import Info, Step, Stream
 from lm_power.config import SamplerConfig
 from lm_power.jobs import Job
 from lm_power.progress import LIVE_EVERY, Progress, UnderWay, longest_left, progress_bar
+from lm_power.remote.decoder import Traffic
 from lm_power.scheduler import Scheduler
 
 
@@ -44,6 +46,8 @@ class Screen:
 
 @dataclasses.dataclass
 class Counts:
+    loading: ClassVar[str] = "reading"
+
     decoded: int = 0
     prefilled: int = 0
 
@@ -212,6 +216,14 @@ def test_tokens_count_when_they_are_drawn_and_prompts_when_they_are_read():
         counts.decoded += 5
         text = progress.text()
     assert "10 tok/s" in text
+
+
+def test_an_engine_elsewhere_is_waited_for():
+    """Guards: minutes of "reading prompts" while a server has long begun to draw what it will send."""
+    progress = Progress(20)
+    progress.follow(Traffic())
+    progress.reading(1915, prompts=20)
+    assert "0 tok/s, waiting for answers to 20 prompts of 1915 tokens" in progress.text()
 
 
 def test_acceptance_and_changes():

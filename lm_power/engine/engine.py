@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class Counters:
         row_steps: rows of the batch, idle ones included, summed over the steps.
         moves: rows that changed their place so that the busy ones lie together.
     """
+
+    loading: ClassVar[str] = "reading"  # prompts; for the progress bar
 
     decoded: int = 0
     prefilled: int = 0

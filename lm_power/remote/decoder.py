@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -93,6 +93,8 @@ class Traffic(Counters):
         confined: tokens drawn where only those on the list are kept.
         redrawn: of these, not on their list.
     """
+
+    loading: ClassVar[str] = "waiting for answers to"  # an engine does not tell what it has read and drawn by then
 
     queries: int = 0
     confined: int = 0
