@@ -12,7 +12,7 @@ from typing import Any
 
 from lm_power.chains import METHODS
 
-COMPARED = 256
+COMPARED = 64
 """Training completions on which teacher and student are compared."""
 
 _FAR_BELOW = 0.5  # share of the teacher's loss, or of the validation loss
