@@ -289,5 +289,5 @@ def test_what_is_left_by_hand():
     assert longest_left([UnderWay(60, 1000)], 0, []) == 1000
     assert longest_left([UnderWay(25, 1000)], 1, costs) == 15 + 30  # the middle of [10, 20, 30, 40, 40]
     assert longest_left([UnderWay(60, 1000)] * 3, 1, [10, 20]) == 60 + 120  # of [10, 20, 120, 120, 120]
-    many = longest_left([UnderWay(0, 1000)] * 10, 10_000, costs)
-    assert many == pytest.approx(10_000 * 25 / 10, rel=0.05)
+    many = longest_left([UnderWay(0, 1000)] * 17, 10_000, costs)
+    assert many == pytest.approx(10_000 * 25 / 17, rel=0.02)
