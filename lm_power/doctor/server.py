@@ -8,7 +8,8 @@ from collections.abc import Callable
 from lm_power.config import OptionError
 from lm_power.doctor.finding import Finding
 from lm_power.errors import UserError
-from lm_power.remote.client import Card, HTTPClient
+from lm_power.remote.client import HTTPClient
+from lm_power.remote.places import Card
 from lm_power.remote.preflight import ServerTrial, check
 from lm_power.remote.server import check_top, eos_ids_of, load_tokenizer, require_aiohttp
 from lm_power.remote.trials import CHECKS, Unsuitable

@@ -21,7 +21,8 @@ from lm_power.harness.options import (
     token_ids,
 )
 from lm_power.identity import Identity
-from lm_power.remote.client import API_KEY, places
+from lm_power.remote.client import API_KEY
+from lm_power.remote.places import places
 from lm_power.remote.server import Server
 from lm_power.sampler import PowerSampler
 

@@ -13,8 +13,9 @@ from lm_power.config import OptionError, SamplerConfig
 from lm_power.decoding import Measures
 from lm_power.engine.stopping import eos_ids
 from lm_power.loading import check_vocabulary, named_by
-from lm_power.remote.client import Card, HTTPClient
+from lm_power.remote.client import HTTPClient
 from lm_power.remote.decoder import Client, TopKDecoder, Traffic
+from lm_power.remote.places import Card
 from lm_power.remote.preflight import check, try_out
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from lm_power import PowerSampler
 from lm_power.decoding import Request
 from lm_power.remote import client as client_module
 from lm_power.remote.answers import Transient, answer_of
-from lm_power.remote.client import Card, HTTPClient, Refused, places
+from lm_power.remote.client import HTTPClient, Refused
 from lm_power.remote.decoder import Query, ServerError, TopKDecoder
+from lm_power.remote.places import Card, places
 from lm_power.remote.server import Server
 
 TOP, EOS, VOCABULARY = 3, (4, 5), 6
