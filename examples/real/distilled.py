@@ -7,6 +7,7 @@ Table 1 of Tomihari & Sato (2026), its distilled rows. Options that this script 
 the share of the teacher's completions that are right is printed for the reader.
 """
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -24,6 +25,16 @@ STUDENT = [
 ]
 
 
+def students(name: str) -> list[Run]:
+    """The rows of the student of that name, in folders of its own."""
+    return [dataclasses.replace(run, name=f"{name}-{run.options['method']}") for run in STUDENT]
+
+
+def with_adapter(args: argparse.Namespace, run: Run, name: str, seed: int) -> Run:
+    """A student's row with its adapter of one seed."""
+    return dataclasses.replace(run, options={"peft": args.out / f"seed{seed}" / name, **run.options})
+
+
 def train(model: str, data: Path, adapter: Path, seed: int, options: list[str]) -> None:
     """A student, unless it is there; one that was cut off goes on."""
     again = ["--resume"] if (adapter / "distill.json").exists() else []
@@ -36,16 +47,15 @@ def main() -> None:
     options.add_argument("--mbpp_file", help="sanitized MBPP as a file (default: from the hub)")
     options.add_argument("--student", default="student", help="its name: one per choice of options")
     args, training = options.parse_known_args()
-    students = [dataclasses.replace(run, name=f"{args.student}-{run.options['method']}") for run in STUDENT]
-    runs = [run for run in BASE + students if run.title in args.only]
+    trained = students(args.student)
+    runs = [run for run in BASE + trained if run.title in args.only]
     mbpp = [] if args.mbpp_file is None else ["--metadata", json.dumps({"mbpp_file": args.mbpp_file})]
     for seed in args.seeds:
         evaluate(args, TEACHER, seed, mbpp)
         adapter = args.out / f"seed{seed}" / args.student
         train(args.model, folder(args, TEACHER, seed) / "store", adapter, seed, training)
         for run in runs:
-            with_adapter = dataclasses.replace(run, options={"peft": adapter, **run.options})
-            evaluate(args, with_adapter if run in students else run, seed)
+            evaluate(args, with_adapter(args, run, args.student, seed) if run in trained else run, seed)
     report(args, runs)
     teacher = "The teacher, on MBPP:\n\n" + summary(args, [TEACHER])
     write(args, f"{args.student}.md", f"{summary(args, runs)}\n{teacher}")

@@ -110,21 +110,31 @@ def test_a_student_is_evaluated_beside_its_base(start, tmp_path):
     again = start("distilled", *arguments, *training)
     assert [command[0] for command in again] == ["lm_power.distill", "lm_power"] and again[0][-1] == "--resume"
     assert table.read_text() == written
+    beside = start("methods", "--only", "standard", "--n", "1", "--student", "student")
+    assert len(beside) == 1 and "peft=" in beside[0][beside[0].index("--model_args") + 1]
+    rows = ["standard", "distilled, standard", "distilled, temperature"]
+    assert titles(tmp_path / "out" / "pass_at_k.md") == rows
+    assert sorted(titles(tmp_path / "out" / "methods.md")) == sorted(rows)
 
 
 def test_methods_and_ablations_share_their_runs(start, tmp_path):
-    """Guards the tables of methods, pass@k and one option, and a figure; `power` at the paper's settings runs once."""
-    ran = start("methods", "--only", "standard", "power", "--n", "2")
-    assert len(ran) == 2
+    """Guards the tables of methods, pass@k and one option, and figures; `power` as published is drawn once."""
+    ran = start("methods", "--only", "standard", "power", "smc, 2 particles", "--n", "2")
+    assert len(ran) == 3
     lines = (tmp_path / "out" / "methods.md").read_text().splitlines()[2:]
-    assert sorted(line.split(" | ")[0] for line in lines) == ["| best of 2, standard", "| power", "| standard"]
+    rows = ["best of 2, power", "best of 2, standard", "power", "smc, 2 particles", "standard"]
+    assert sorted(titles(tmp_path / "out" / "methods.md")) == rows
     costs = [float(line.split(" | ")[1]) for line in lines]
     assert costs == sorted(costs)
     assert (tmp_path / "out" / "pass_at_k.md").read_text().startswith("|  | pass@1 | pass@2 |")
+    assert (tmp_path / "out" / "pass_at_k.svg").stat().st_size > 1000
     module = importlib.import_module("ablations")
     module.VALUES["mcmc_steps"] = (0, 10)
-    (drawn,) = start("ablations", "--option", "mcmc_steps")
-    assert "mcmc_steps=0" in drawn[drawn.index("--model_args") + 1]
+    (store,) = (tmp_path / "out" / "seed0" / "power" / "store").glob("*.jsonl")
+    before = store.read_bytes()
+    without, paper = start("ablations", "--option", "mcmc_steps")
+    assert "mcmc_steps=0" in without[without.index("--model_args") + 1]
+    assert "mcmc_steps=10" in paper[paper.index("--model_args") + 1] and store.read_bytes() == before
     assert len((tmp_path / "out" / "ablation-mcmc_steps.md").read_text().splitlines()) == 4
     assert (tmp_path / "out" / "ablation-mcmc_steps.svg").stat().st_size > 1000
 
