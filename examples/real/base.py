@@ -1,12 +1,17 @@
-"""Four ways of sampling from one model on HumanEval, and the negative control with random weights.
+"""Four ways of sampling from one model on HumanEval or MATH500, and the negative control with random weights.
 
     python examples/real/base.py MODEL OUT --n 4 --seeds 0 1 2
+    python examples/real/base.py MODEL OUT --n 1 --task math500 --math500_file math500.jsonl --max_gen_toks 512
 
 Table 1 of Tomihari & Sato (2026), its rows without distillation: accuracy, self-reward in nats per token, self-reward
 best-of-N, and the tokens decoded for one completion. The control decodes at most 64 tokens: it never stops by itself.
+HumanEval is given as it is, MATH500 with the model's chat template.
 """
 
-from commands import POWER, STANDARD, TEMPERATURE, Run, evaluate, parser, report
+import dataclasses
+import json
+
+from commands import HUMANEVAL, POWER, STANDARD, TEMPERATURE, Run, evaluate, parser, report
 from scores import summary, write
 
 POWER_INF = {name: value for name, value in POWER.items() if name != "alpha"} | {"method": "power_inf"}
@@ -22,13 +27,22 @@ RUNS = [
 
 
 def main() -> None:
-    args = parser(__doc__, RUNS).parse_args()
-    runs = [run for run in RUNS if run.title in args.only]
+    options = parser(__doc__, RUNS)
+    options.add_argument("--task", choices=(HUMANEVAL, "math500"), default=HUMANEVAL, help="(default: %(default)s)")
+    options.add_argument("--math500_file", help="MATH500 as a file (default: from the hub)")
+    args = options.parse_args()
+    runs, more, suffix = [run for run in RUNS if run.title in args.only], [], ""
+    if args.task != HUMANEVAL:
+        suffix = f"-{args.task}"
+        runs = [dataclasses.replace(run, task=args.task, name=f"{args.task}-{run.folder}") for run in runs]
+        more.append("--apply_chat_template")
+        if args.math500_file is not None:
+            more += ["--metadata", json.dumps({"math500_file": args.math500_file})]
     for seed in args.seeds:
         for run in runs:
-            evaluate(args, run, seed)
-    report(args, runs)
-    write(args, "base.md", summary(args, runs))
+            evaluate(args, run, seed, more)
+    report(args, runs, f"report{suffix}")
+    write(args, f"base{suffix}.md", summary(args, runs))
 
 
 if __name__ == "__main__":

@@ -148,8 +148,8 @@ def execute(module: str, *arguments: str) -> None:
         raise SystemExit(f"{module} ended with exit status {code}: mend that, and start this script again to go on")
 
 
-def report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
-    """Set the runs of the first seed side by side by `lm-power report`, in OUT/report."""
+def report(args: argparse.Namespace, runs: Sequence[Run], name: str = "report") -> None:
+    """Set the runs of the first seed side by side by `lm-power report`, in OUT/NAME."""
     seed = args.seeds[0]
     sources = [f"{run.title}={results(args, run, seed)}" for run in runs]
-    execute("lm_power", "report", *sources, "--output", str(args.out / "report"))
+    execute("lm_power", "report", *sources, "--output", str(args.out / name))

@@ -32,6 +32,7 @@ def model(tmp_path_factory) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.chat_template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -90,6 +91,18 @@ def test_the_base_table_resumes(start, tmp_path):
     assert len(keys) == len(set(keys)) == 2 * 2 * 2
     assert [command[0] for command in start("base", *arguments)] == ["lm_power"]
     assert table.read_text() == written
+
+
+def test_math500_has_runs_of_its_own_with_the_chat_template(start, tmp_path):
+    problems = [{"problem": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(2)]
+    (tmp_path / "math500.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    given = ["--task", "math500", "--math500_file", str(tmp_path / "math500.jsonl")]
+    evaluation, _ = start("base", "--only", "standard", "--n", "1", *given)
+    assert "--apply_chat_template" in evaluation and "math500" in evaluation
+    assert titles(tmp_path / "out" / "base-math500.md") == ["standard"]
+    (store,) = (tmp_path / "out" / "seed0" / "math500-standard" / "store").glob("*.jsonl")
+    prompts = [json.loads(line)["prompt"] for line in store.open(encoding="utf-8")]
+    assert len(prompts) == 2 and all(prompt.startswith("<user>Can you solve") for prompt in prompts)
 
 
 def test_a_student_is_evaluated_beside_its_base(start, tmp_path):
