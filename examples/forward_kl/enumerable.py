@@ -36,7 +36,10 @@ POWER = {"method": "power", "proposal_temperature": 1.0, "block_size": LONGEST, 
 # The trainer's own adapter at its default rank; a tiny model takes a higher learning rate and larger batches.
 STEPS = 300
 BATCH_SIZE = 250
-TRAINING = {"learning_rate": 0.003, "weight_decay": 0.0, "gradient_accumulation": 1, "gradient_checkpointing": False}
+TRAINING = {
+    "learning_rate": 0.003, "weight_decay": 0.0, "gradient_accumulation": 1, "gradient_checkpointing": False,
+    "precision": "fp32",
+}  # fmt: skip
 
 
 def save_base(folder: Path) -> Path:

@@ -38,11 +38,13 @@ sample teacher "$teacher" power pocket_sums_train
 
 echo "== distillation =="
 # A tiny model takes a larger learning rate than the default, and eight completions at once instead of one after another.
+# It is stored in float32, and so its teacher was evaluated.
 again=""
 if [[ -d "$out/adapter" ]]; then again=yes; fi
 python -m lm_power.distill --model "$pocket/model" --data "$out/teacher/store" --output "$out/adapter" --seed "$seed" \
   --exclude_prompts_of "$pocket/../../tasks/pocket_sums/problems.jsonl" \
-  --learning_rate 1e-3 --batch_size 8 --gradient_accumulation 1 --no-gradient_checkpointing ${again:+--resume}
+  --precision fp32 --learning_rate 1e-3 --batch_size 8 --gradient_accumulation 1 --no-gradient_checkpointing \
+  ${again:+--resume}
 
 runs=()
 for model in RandW base distilled; do

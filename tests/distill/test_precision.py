@@ -57,7 +57,7 @@ def test_a_run_trains_in_the_precision_that_it_says(tiny: str, store: str, tmp_p
     """Notice, record and card name it, the adapter is float32, and the run goes on in it or not at all."""
     pretend_cpu(monkeypatch, "amx_bf16")
     out = tmp_path / "out"
-    record = run(tiny, store, out, epochs=1)
+    record = run(tiny, store, out, epochs=1, precision="auto")
     says = "bf16 (auto: this CPU has AMX); the base's weights in bfloat16, the adapter's in float32"
     assert says in capsys.readouterr().out and says in (out / "README.md").read_text()
     assert record["model"]["precision"] == "bf16" and record["model"]["dtype"] == "bfloat16"
@@ -69,6 +69,6 @@ def test_a_run_trains_in_the_precision_that_it_says(tiny: str, store: str, tmp_p
     (unfinished / "distill.yaml").write_text(yaml.safe_dump(record["options"]))
     pretend_cpu(monkeypatch, "avx2")
     with pytest.raises(OptionError, match=r"precision=auto: is fp32 here .* resume with precision=bf16"):
-        run(tiny, store, unfinished, epochs=1, resume=True)
+        run(tiny, store, unfinished, epochs=1, resume=True, precision="auto")
     run(tiny, store, unfinished, epochs=1, resume=True, precision="bf16")
     assert (unfinished / "adapter_model.safetensors").read_bytes() == (out / "adapter_model.safetensors").read_bytes()

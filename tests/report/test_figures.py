@@ -153,6 +153,17 @@ def test_histograms_count_every_completion_once(draw, quantity):
     assert -wrong == sum(a.correct == 0 for a in completions)
 
 
+def test_a_hopeless_completion_does_not_flatten_the_others():
+    """Guards the axis of a real run: one self-reward of −7.5 among hundreds above −2 took three quarters of it."""
+    run = make_run(problems=60, n=5)
+    far = dataclasses.replace(run.problems[0].completions[0], self_reward=-50.0)
+    first = dataclasses.replace(run.problems[0], completions=(far, *run.problems[0].completions[1:]))
+    drawing = self_reward(comparison_of(dataclasses.replace(run, problems=(first, *run.problems[1:]))))
+    axes = drawing.canvas.axes[0]
+    assert axes.get_xlim()[0] > -5 and "down to -50." in drawing.caption
+    assert sum(abs(patch.get_data().values).sum() for patch in axes.patches) == 300
+
+
 def test_acceptance_shows_every_block():
     """Guards against blocks shifted by half a bin."""
     run = make_run(problems=8)

@@ -64,7 +64,8 @@ def _histograms(
     splits = {i: s for i, s in enumerate(by_correctness(run, quantity) for run in comparison.runs) if s is not None}
     if not splits:
         return Omitted(name, title, f"no run has a verdict and a {needs} for every completion.")
-    edges = _edges(np.array([value for split in splits.values() for value in (*split.right, *split.wrong)]), whole)
+    values = np.array([value for split in splits.values() for value in (*split.right, *split.wrong)])
+    edges = _edges(values, whole)
     canvas, panels = new_panels(
         1.9 if len(splits) <= 2 else 1.3 if len(splits) <= 4 else 0.9, [comparison.runs[i].label for i in splits]
     )
@@ -83,12 +84,14 @@ def _histograms(
     )  # fmt: skip
     seen = "; ".join(f"{comparison.runs[i].label}: {_medians(split)}" for i, split in splits.items())
     caption = "Completions of all problems together, in bins of equal width; each run has its own scale of counts."
+    if far := int((values < edges[0]).sum()):
+        caption += f" The first bin also has the {far} below {edges[0]:.3g}, down to {values.min():.3g}."
     return Drawing(name, title, caption + left_out(comparison, splits), f"Histograms. {seen}.", canvas)
 
 
 def _mirror(axes: Axes, split: Split, edges: np.ndarray) -> None:
     """Right completions upwards, wrong ones downwards: neither hides the other."""
-    right, wrong = np.histogram(split.right, edges)[0], np.histogram(split.wrong, edges)[0]
+    right, wrong = (np.histogram(np.maximum(values, edges[0]), edges)[0] for values in (split.right, split.wrong))
     axes.stairs(right, edges, fill=True, color=RIGHT_COLOUR)
     axes.stairs(-wrong, edges, fill=True, facecolor="white", edgecolor=WRONG_COLOUR, hatch=WRONG_HATCH, linewidth=0.8)
     axes.axhline(0, color="black", linewidth=0.8)
@@ -100,13 +103,20 @@ def _mirror(axes: Axes, split: Split, edges: np.ndarray) -> None:
 
 
 def _edges(values: np.ndarray, whole: bool) -> np.ndarray:
-    """Equal bins over the values; whole numbers get bins of whole widths, so that none is empty by rounding."""
+    """Equal bins over the values, but for a long tail of few values on the left.
+
+    Whole numbers get bins of whole widths, so that none is empty by rounding. The last hundredth of other numbers may
+    lie below the first edge, if it would take more than a third of the axis: a single hopeless completion of a real
+    model has a self-reward far below all others.
+    """
     low, high = float(values.min()), float(values.max())
     if whole:
         low, high = (low, high) if high - low >= 5 else (low - 3, high + 3)
         width = int(np.ceil((high - low + 1) / BINS))
         count = int(np.ceil((high - low + 1) / width))
         return low - 0.5 + width * np.arange(count + 1)
+    first = float(np.quantile(values, 0.01))
+    low = low if first - low <= (high - low) / 3 else first
     room = 0.02 * (high - low) or 0.05 * abs(high)
     return np.linspace(low - room, high + room, BINS + 1)
 
