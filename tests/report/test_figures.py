@@ -160,7 +160,7 @@ def test_a_hopeless_completion_does_not_flatten_the_others():
     first = dataclasses.replace(run.problems[0], completions=(far, *run.problems[0].completions[1:]))
     drawing = self_reward(comparison_of(dataclasses.replace(run, problems=(first, *run.problems[1:]))))
     axes = drawing.canvas.axes[0]
-    assert axes.get_xlim()[0] > -5 and "down to -50." in drawing.caption
+    assert axes.get_xlim()[0] > -5 and "down to −50." in drawing.caption
     assert sum(abs(patch.get_data().values).sum() for patch in axes.patches) == 300
 
 

@@ -85,7 +85,8 @@ def _histograms(
     seen = "; ".join(f"{comparison.runs[i].label}: {_medians(split)}" for i, split in splits.items())
     caption = "Completions of all problems together, in bins of equal width; each run has its own scale of counts."
     if far := int((values < edges[0]).sum()):
-        caption += f" The first bin also has the {far} below {edges[0]:.3g}, down to {values.min():.3g}."
+        low, lowest = (f"{value:.3g}".replace("-", "−") for value in (edges[0], values.min()))
+        caption += f" The first bin also has the {far} below {low}, down to {lowest}."
     return Drawing(name, title, caption + left_out(comparison, splits), f"Histograms. {seen}.", canvas)
 
 
