@@ -146,7 +146,8 @@ def _data(record: Record) -> dict[str, Any]:
     data, longest = record["data"], record["options"]["max_length"]
     return {
         "completions": f"{data['train']} to learn, {data['validation']} held out",
-        "tokens per epoch": f"{data['learnt_tokens']:,} learnt, {data['tokens']:,} with prompts",
+        "tokens per epoch": f"{data['learnt_tokens']:,} learnt, {data['tokens']:,} with prompts, "
+        f"{data['padded_tokens']:,} with padding",
         f"cut at {longest} tokens": _share(data["truncated"], data["samples"]),
         f"left out, prompt of {longest} tokens or more": _share(data["crowded_out"], data["samples"]),
     }

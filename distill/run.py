@@ -29,7 +29,7 @@ from lm_power.distill.sources import find_files, kind_of
 from lm_power.distill.student import Student, load_student
 from lm_power.distill.teacher import TeacherData, read_teacher
 from lm_power.distill.trainer import AtStart, DistillTrainer, LossWatch, training_arguments
-from lm_power.distill.windows import TrainingData, shuffled, training_data
+from lm_power.distill.windows import TrainingData, padded_tokens, shuffled, training_data
 
 _PACKAGES = ("lm-power", "torch", "transformers", "peft", "accelerate")
 
@@ -178,6 +178,9 @@ def _record(
             "crowded_out": data.crowded_out,
             "tokens": sum(len(window) for window in data.train),
             "learnt_tokens": sum(window.learnt for window in data.train),
+            "padded_tokens": padded_tokens(
+                [len(w) for w in data.train], config.batch_size, config.gradient_accumulation, processes, config.seed
+            ),
         },
         "versions": {
             "python": platform.python_version(),

@@ -188,3 +188,14 @@ def shuffled(count: int, seed: int, epoch: int) -> list[int]:
     order = list(range(count))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order
+
+
+def padded_tokens(lengths: Sequence[int], batch_size: int, accumulation: int, processes: int, seed: int) -> int:
+    """Tokens that all processes compute in the first epoch, padding included."""
+
+    def order() -> list[int]:
+        return shuffled(len(lengths), seed, 0)
+
+    ranks = (Batches(lengths, batch_size, accumulation, processes, rank, order) for rank in range(processes))
+    batches = (batch for rank in ranks for batch in rank if batch)
+    return sum(len(batch) * max(lengths[place] for place in batch) for batch in batches)

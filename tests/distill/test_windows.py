@@ -9,7 +9,16 @@ import torch
 
 from lm_power.config import OptionError
 from lm_power.distill.teacher import Sample
-from lm_power.distill.windows import IGNORED, Batches, Window, collate, shuffled, training_data, window_of
+from lm_power.distill.windows import (
+    IGNORED,
+    Batches,
+    Window,
+    collate,
+    padded_tokens,
+    shuffled,
+    training_data,
+    window_of,
+)
 
 EOS = 0
 
@@ -98,3 +107,19 @@ def test_order_depends_on_seed_and_epoch() -> None:
     assert len(orders) == 6
     assert shuffled(50, 3, 4) == shuffled(50, 3, 4)
     assert torch.tensor(shuffled(50, 0, 0)).unique().numel() == 50
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 2, 6])
+def test_padded_tokens_are_those_of_the_batches(processes: int, batch_size: int) -> None:
+    """Guards the figure by which a user chooses batch_size: batches of one have no padding."""
+    windows = [Window(tuple(range(2 + 3 * i)), 1) for i in range(13)]
+    lengths, accumulation = [len(window) for window in windows], 12 // (processes * batch_size)
+    ranks = [
+        Batches(lengths, batch_size, accumulation, processes, rank, lambda: shuffled(13, 5, 0))
+        for rank in range(processes)
+    ]
+    batches = [batch for rank in ranks for batch in rank if batch]
+    computed = [collate([windows[place] for place in batch])["input_ids"].numel() for batch in batches]
+    found = padded_tokens(lengths, batch_size, accumulation, processes, seed=5)
+    assert found == sum(computed) and (found == sum(lengths)) == (batch_size == 1)
