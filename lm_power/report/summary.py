@@ -36,6 +36,7 @@ class Summary:
         majority: `majority_vote` over all completions, wrong answers grouped as strings (`majority_matrix`).
         any_correct: pass@N; None for N = 1.
         covariance: of correctness and self-reward among a problem's completions; None for N = 1.
+        log_p: log p of a whole completion, nats: what power sampling raises.
         tokens: length of a completion.
         truncated: share of completions that ended at the length limit.
         tokens_decoded: decoded for one completion, rejected work included.
@@ -54,6 +55,7 @@ class Summary:
     majority: Estimate | None
     any_correct: Estimate | None
     covariance: Estimate | None
+    log_p: Estimate | None
     tokens: Estimate | None
     truncated: Estimate | None
     tokens_decoded: Estimate | None
@@ -77,6 +79,7 @@ def summarise(run: Run) -> Summary:
         majority=estimate(_last_column(majority_matrix(run))),
         any_correct=estimate(_last_column(pass_matrix(run))) if several else None,
         covariance=estimate(_covariances(run)),
+        log_p=estimate(means(run, lambda completion: completion.sum_log_prob)),
         tokens=estimate(means(run, lambda completion: completion.tokens)),
         truncated=estimate(means(run, _is_truncated)),
         tokens_decoded=estimate(None if decoded is None else [mean(values) for values in decoded]),

@@ -206,12 +206,14 @@ def _costs(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
     return _table(
         comparison,
         "costs",
-        f"{comparison.name}: cost of one completion",
-        f"Means over {comparison.size} problems ± standard error. Tokens decoded: rejected work included. Accepted: "
-        "share of the proposals that were accepted, including those equal to the current completion. Changed: share "
-        "that led to another completion. Latency: seconds from the start of a completion to its end, beside others. "
-        "Command: wall-clock seconds of the whole lm-eval command.",
+        f"{comparison.name}: one completion, its likelihood and its cost",
+        f"Means over {comparison.size} problems ± standard error. Log p: of the whole completion under the run's own "
+        "model, nats; power sampling raises it, and a long completion has less of it. Tokens decoded: rejected work "
+        "included. Accepted: share of the proposals that were accepted, including those equal to the current "
+        "completion. Changed: share that led to another completion. Latency: seconds from the start of a completion to "
+        "its end, beside others. Command: wall-clock seconds of the whole lm-eval command.",
         (
+            Column("log_p", "Log p", 2),
             Column("tokens", "Length, tokens", 1),
             Column("truncated", "At length limit"),
             Column("tokens_decoded", "Tokens decoded", 1),
@@ -221,7 +223,7 @@ def _costs(comparison: Comparison, summaries: Sequence[Summary]) -> Table:
             Column("command_seconds", "Command", 1),
         ),
         [
-            (s.tokens, s.truncated, s.tokens_decoded, s.acceptance_rate, s.change_rate, s.seconds, run.seconds)
+            (s.log_p, s.tokens, s.truncated, s.tokens_decoded, s.acceptance_rate, s.change_rate, s.seconds, run.seconds)
             for run, s in zip(comparison.runs, summaries, strict=True)
         ],
     )

@@ -84,9 +84,10 @@ def test_a_right_completion_without_an_answer_casts_no_vote():
 
 def test_costs():
     steps = Steps((1, 1, 2), (0, 1, 0), (4, 4, 8), (1, 0, 1), (0, 0, 1))
-    cheap = right(tokens=4, tokens_decoded=4, seconds=1.0, finish_reason="eos", steps=Steps())
-    dear = right(tokens=8, tokens_decoded=20, seconds=3.0, finish_reason="length", steps=steps)
+    cheap = right(tokens=4, sum_log_prob=-1.0, tokens_decoded=4, seconds=1.0, finish_reason="eos", steps=Steps())
+    dear = right(tokens=8, sum_log_prob=-4.0, tokens_decoded=20, seconds=3.0, finish_reason="length", steps=steps)
     s = summarise(run_of((cheap, dear), (dear, dear)))
+    assert s.log_p.value == pytest.approx((-2.5 - 4) / 2)
     assert s.tokens.value == pytest.approx((6 + 8) / 2)
     assert s.tokens_decoded.value == pytest.approx((12 + 20) / 2)
     assert s.problem_tokens_decoded.value == pytest.approx((24 + 40) / 2)
