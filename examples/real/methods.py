@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from commands import POWER, STANDARD, TEMPERATURE, Run, evaluate, parser
 from distilled import students, with_adapter
 from matplotlib.figure import Figure
-from scores import accuracy, finished, over_problems, self_reward, table, tokens, write
+from scores import accuracy, finished, log_p, over_problems, self_reward, table, tokens, write
 
 from lm_power.logs.samples import LoggedCompletion
 from lm_power.report import runs as report
@@ -33,7 +33,7 @@ ONE = [
 
 
 def best_of(completions: Sequence[LoggedCompletion], k: int, score: str) -> float:
-    """`correct` or `self_reward` of the best of k completions by self-reward."""
+    """`correct`, `self_reward` or `sum_log_prob` of the best of k completions by self-reward."""
     return best_of_k(
         [completion.self_reward for completion in completions],
         [getattr(completion, score) for completion in completions],
@@ -41,15 +41,17 @@ def best_of(completions: Sequence[LoggedCompletion], k: int, score: str) -> floa
     )
 
 
-def best_rows(title: str, runs: list[report.Run]) -> list[tuple[float, str, Estimate, Estimate]]:
-    """(tokens, title, accuracy, self-reward) of the best of k, k = 1, 2, 4 …; k = 1 is one completion."""
+def best_rows(title: str, runs: list[report.Run]) -> list[tuple[float, str, list[Estimate]]]:
+    """(tokens, title, [accuracy, self-reward, log p]) of the best of k, k = 1, 2, 4 …; k = 1 is one completion."""
     cost = over_problems(runs, tokens).value
     return [
         (
             k * cost,
             title if k == 1 else f"best of {k}, {title}",
-            over_problems(runs, lambda completions, k=k: best_of(completions, k, "correct")),
-            over_problems(runs, lambda completions, k=k: best_of(completions, k, "self_reward")),
+            [
+                over_problems(runs, lambda completions, k=k, score=score: best_of(completions, k, score))
+                for score in ("correct", "self_reward", "sum_log_prob")
+            ],
         )
         for k in ks(runs[0].n)
     ]
@@ -90,14 +92,14 @@ def main() -> None:
             evaluate(args, with_adapter(args, run, args.student, seed) if run in trained else run, seed)
         done = finished(args, run)
         if run in ONE:
-            found = [over_problems(done, each) for each in (tokens, accuracy, self_reward)]
-            rows.append((found[0].value, run.title, *found[1:]))
+            found = [over_problems(done, each) for each in (accuracy, self_reward, log_p)]
+            rows.append((over_problems(done, tokens).value, run.title, found))
         else:
             rows += best_rows(run.title, done)
             curves[run.title] = pass_at_ks(done)
     rows.sort(key=lambda row: row[0])
-    cells = [[title, f"{cost:.0f}", *(cell_text(each, 3) for each in rest)] for cost, title, *rest in rows]
-    write(args, "methods.md", table(["one answer by", "tokens per answer", "accuracy", "self-reward"], cells))
+    cells = [[title, f"{cost:.0f}", *map(cell_text, found, (3, 3, 1))] for cost, title, found in rows]
+    write(args, "methods.md", table(["one answer by", "tokens per answer", "accuracy", "self-reward", "log p"], cells))
     if curves:
         passes = [[title, *(cell_text(each, 3) for each in curve)] for title, curve in curves.items()]
         write(args, "pass_at_k.md", table(["", *(f"pass@{k}" for k in ks(args.n))], passes))

@@ -44,6 +44,11 @@ def self_reward(completions: Sequence[LoggedCompletion]) -> float:
     return mean([completion.self_reward for completion in completions])
 
 
+def log_p(completions: Sequence[LoggedCompletion]) -> float:
+    """Their mean log p as a whole, nats."""
+    return mean([completion.sum_log_prob for completion in completions])
+
+
 def best(score: str) -> Score:
     """`correct` or `self_reward` of the completion with the largest self-reward."""
     return lambda completions: best_of_n([a.self_reward for a in completions], [getattr(a, score) for a in completions])
@@ -61,7 +66,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def summary(args: argparse.Namespace, runs: Sequence[Run]) -> str:
-    """Accuracy, self-reward, best of N and cost of runs, one a row."""
+    """Accuracy, self-reward, best of N, log p of a completion and cost of runs, one a row."""
     n, rows = args.n, []
     several = len(args.seeds) > 1
     for run in runs:
@@ -73,10 +78,10 @@ def summary(args: argparse.Namespace, runs: Sequence[Run]) -> str:
         if n > 1:
             one = done[0].n == 1
             row += ["—" if one else cell_text(over_problems(done, best(s)), 3) for s in ("correct", "self_reward")]
-        rows.append([*row, cell_text(over_problems(done, tokens), 0)])
+        rows.append([*row, cell_text(over_problems(done, log_p), 1), cell_text(over_problems(done, tokens), 0)])
     best_columns = [f"best of {n}: accuracy", f"best of {n}: self-reward"] if n > 1 else []
-    header = ["", "accuracy", *(["of each seed"] if several else []), "self-reward", *best_columns, "tokens decoded"]
-    return table(header, rows)
+    header = ["", "accuracy", *(["of each seed"] if several else []), "self-reward", *best_columns]
+    return table([*header, "log p", "tokens decoded"], rows)
 
 
 def write(args: argparse.Namespace, name: str, text: str) -> None:
