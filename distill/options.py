@@ -93,7 +93,7 @@ class DistillConfig(Selection):
     lora_dropout: float = _adapter(0.0, "dropout before the adapter", SHARE)
 
     epochs: float = _run(3.0, "passes over the data", POSITIVE)
-    learning_rate: float | None = _run(None, "peak; default 1e-4 for adapters, 1e-5 with full: our choice", POSITIVE)
+    learning_rate: float | None = _run(None, "peak; default 5e-5 for adapters, 1e-5 with full: our choice", POSITIVE)
     lr_scheduler: str = _run("linear", "shape after the warm-up, as transformers names it: linear, cosine, constant …")
     warmup_ratio: float = _run(0.03, "share of the steps over which the learning rate rises", SHARE)
     weight_decay: float = _run(0.01, "AdamW's weight decay", NOT_NEGATIVE)
@@ -126,7 +126,7 @@ class DistillConfig(Selection):
     @property
     def peak_learning_rate(self) -> float:
         """`learning_rate`, or its default for adapters or full fine-tuning."""
-        default = 1e-5 if self.full else 1e-4
+        default = 1e-5 if self.full else 5e-5
         return default if self.learning_rate is None else self.learning_rate
 
     def resolved(self) -> dict[str, Any]:
