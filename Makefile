@@ -12,7 +12,7 @@ lint: ## style only; `ruff format .` and `ruff check --fix .` mend most of it
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
-test: ## everything that a change must pass: style, types, tests, doctests (about a quarter of an hour on two cores)
+test: ## everything that a change must pass: style, types, tests, doctests (7 to 15 minutes on two cores)
 	bash tests/run.sh
 
 nightly: ## the same, with the tests that take minutes
