@@ -192,10 +192,7 @@ def shuffled(count: int, seed: int, epoch: int) -> list[int]:
 
 def padded_tokens(lengths: Sequence[int], batch_size: int, accumulation: int, processes: int, seed: int) -> int:
     """Tokens that all processes compute in the first epoch, padding included."""
-
-    def order() -> list[int]:
-        return shuffled(len(lengths), seed, 0)
-
-    ranks = (Batches(lengths, batch_size, accumulation, processes, rank, order) for rank in range(processes))
+    order = shuffled(len(lengths), seed, 0)
+    ranks = (Batches(lengths, batch_size, accumulation, processes, rank, lambda: order) for rank in range(processes))
     batches = (batch for rank in ranks for batch in rank if batch)
     return sum(len(batch) * max(lengths[place] for place in batch) for batch in batches)
