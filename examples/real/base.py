@@ -9,9 +9,8 @@ HumanEval is given as it is, MATH500 with the model's chat template.
 """
 
 import dataclasses
-import json
 
-from commands import HUMANEVAL, POWER, STANDARD, TEMPERATURE, Run, evaluate, parser, report
+from commands import HUMANEVAL, POWER, STANDARD, TEMPERATURE, Run, evaluate, metadata, parser, report
 from scores import summary, write
 
 POWER_INF = {name: value for name, value in POWER.items() if name != "alpha"} | {"method": "power_inf"}
@@ -35,9 +34,7 @@ def main() -> None:
     if args.task != HUMANEVAL:
         suffix = f"-{args.task}"
         runs = [dataclasses.replace(run, task=args.task, name=f"{args.task}-{run.folder}") for run in runs]
-        more.append("--apply_chat_template")
-        if args.math500_file is not None:
-            more += ["--metadata", json.dumps({"math500_file": args.math500_file})]
+        more = ["--apply_chat_template", *metadata(math500_file=args.math500_file)]
     for seed in args.seeds:
         for run in runs:
             evaluate(args, run, seed, more)

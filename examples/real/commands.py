@@ -33,6 +33,7 @@ class Run:
         task: lm-eval's name of it.
         gen_kwargs: further `--gen_kwargs` than n.
         n: completions per problem; None: as the command line says.
+        student: name of the student that completes them; None: the base model.
     """
 
     title: str
@@ -41,6 +42,7 @@ class Run:
     task: str = HUMANEVAL
     gen_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     n: int | None = None
+    student: str | None = None
 
     @property
     def folder(self) -> str:
@@ -87,6 +89,17 @@ def folder(args: argparse.Namespace, run: Run, seed: int) -> Path:
     return args.out / f"seed{seed}" / run.folder
 
 
+def adapter(args: argparse.Namespace, student: str, seed: int) -> Path:
+    """A student's folder."""
+    return args.out / f"seed{seed}" / student
+
+
+def metadata(**files: str | None) -> list[str]:
+    """Arguments of `lm_eval` that name the data files of its tasks, if any is given."""
+    given = {name: file for name, file in files.items() if file is not None}
+    return ["--metadata", json.dumps(given)] if given else []
+
+
 def results(args: argparse.Namespace, run: Run, seed: int) -> Path:
     """What lm-eval writes for a run."""
     limit = "" if args.limit is None else f"-limit{args.limit}"
@@ -108,6 +121,8 @@ def evaluate(args: argparse.Namespace, run: Run, seed: int, more: Sequence[str] 
     output = results(args, run, seed)
     model = {"pretrained": args.model, "dtype": args.dtype, **run.options, "seed": seed}
     model["completions"] = folder(args, run, seed) / "store"
+    if run.student is not None:
+        model["peft"] = adapter(args, run.student, seed)
     generation = {"n": run.n or args.n, **run.gen_kwargs}
     if args.max_gen_toks is not None:
         generation["max_gen_toks"] = args.max_gen_toks

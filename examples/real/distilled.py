@@ -7,13 +7,11 @@ Table 1 of Tomihari & Sato (2026), its distilled rows. Options that this script 
 the share of the teacher's completions that are right is printed for the reader.
 """
 
-import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import commands
-from commands import POWER, STANDARD, TEMPERATURE, Run, evaluate, folder, parser, report
+from commands import POWER, STANDARD, TEMPERATURE, Run, adapter, evaluate, folder, metadata, parser, report
 from scores import summary, write
 
 TEACHER = Run("teacher", POWER, task="power_mbpp_train", n=1)
@@ -27,18 +25,13 @@ STUDENT = [
 
 def students(name: str) -> list[Run]:
     """The rows of the student of that name, in folders of its own."""
-    return [dataclasses.replace(run, name=f"{name}-{run.options['method']}") for run in STUDENT]
+    return [dataclasses.replace(run, name=f"{name}-{run.options['method']}", student=name) for run in STUDENT]
 
 
-def with_adapter(args: argparse.Namespace, run: Run, name: str, seed: int) -> Run:
-    """A student's row with its adapter of one seed."""
-    return dataclasses.replace(run, options={"peft": args.out / f"seed{seed}" / name, **run.options})
-
-
-def train(model: str, data: Path, adapter: Path, seed: int, options: list[str]) -> None:
+def train(model: str, data: Path, output: Path, seed: int, options: list[str]) -> None:
     """A student, unless it is there; one that was cut off goes on."""
-    again = ["--resume"] if (adapter / "distill.json").exists() else []
-    where = ["--model", model, "--data", str(data), "--output", str(adapter), "--seed", str(seed)]
+    again = ["--resume"] if (output / "distill.json").exists() else []
+    where = ["--model", model, "--data", str(data), "--output", str(output), "--seed", str(seed)]
     commands.execute("lm_power.distill", *where, *options, *again)
 
 
@@ -47,15 +40,13 @@ def main() -> None:
     options.add_argument("--mbpp_file", help="sanitized MBPP as a file (default: from the hub)")
     options.add_argument("--student", default="student", help="its name: one per choice of options")
     args, training = options.parse_known_args()
-    trained = students(args.student)
-    runs = [run for run in BASE + trained if run.title in args.only]
-    mbpp = [] if args.mbpp_file is None else ["--metadata", json.dumps({"mbpp_file": args.mbpp_file})]
+    runs = [run for run in BASE + students(args.student) if run.title in args.only]
     for seed in args.seeds:
-        evaluate(args, TEACHER, seed, mbpp)
-        adapter = args.out / f"seed{seed}" / args.student
-        train(args.model, folder(args, TEACHER, seed) / "store", adapter, seed, training)
+        evaluate(args, TEACHER, seed, metadata(mbpp_file=args.mbpp_file))
+        store = folder(args, TEACHER, seed) / "store"
+        train(args.model, store, adapter(args, args.student, seed), seed, training)
         for run in runs:
-            evaluate(args, with_adapter(args, run, args.student, seed) if run in trained else run, seed)
+            evaluate(args, run, seed)
     report(args, runs)
     teacher = "The teacher, on MBPP:\n\n" + summary(args, [TEACHER])
     write(args, f"{args.student}.md", f"{summary(args, runs)}\n{teacher}")

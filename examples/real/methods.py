@@ -10,7 +10,7 @@ one of k completions is right, estimated from N. `--student NAME` adds a student
 from collections.abc import Sequence
 
 from commands import POWER, STANDARD, TEMPERATURE, Run, evaluate, parser
-from distilled import students, with_adapter
+from distilled import students
 from matplotlib.figure import Figure
 from scores import accuracy, finished, log_p, over_problems, self_reward, table, tokens, write
 
@@ -89,7 +89,7 @@ def main() -> None:
     rows, curves = [], {}
     for run in [run for run in SEVERAL + ONE if run.title in args.only] + trained:
         for seed in args.seeds:
-            evaluate(args, with_adapter(args, run, args.student, seed) if run in trained else run, seed)
+            evaluate(args, run, seed)
         done = finished(args, run)
         if run in ONE:
             found = [over_problems(done, each) for each in (accuracy, self_reward, log_p)]
