@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lm_power.detokenize import Detokenizer
 from lm_power.distill.sources import Drawn, TeacherDataError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Encoder:
         if not eos_ids:
             raise TeacherDataError("eos_ids=[]: must name the student's EOS token; set the tokenizer's eos_token")
         self.tokenizer, self.eos_ids, self.vocabulary, self.assume_eos = tokenizer, eos_ids, vocabulary, assume_eos
+        self._behind = Detokenizer(tokenizer)
 
     def sample(self, drawn: Drawn) -> Sample | None:
         """The sample; None for a text that encoding and decoding would change.
@@ -78,7 +80,8 @@ class Encoder:
             raise TeacherDataError(f"{drawn.where}: the prompt has no token; a completion needs one to follow")
         # Encoded alone, as lm-eval's models decode it; together with the prompt, tokens could merge across the border.
         token_ids = self.tokenizer.encode(drawn.text, add_special_tokens=False)
-        if self._text(token_ids) != drawn.text:
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if text != drawn.text:
             return None
         ended = drawn.finish_reason or ("eos" if self.assume_eos else None)
         if ended == "eos":
@@ -94,8 +97,10 @@ class Encoder:
         if ended and token_ids and token_ids[-1] not in self.eos_ids:
             ids = ", ".join(map(str, self.eos_ids))
             raise _foreign(drawn.where, f"the completion ended by token {token_ids[-1]}, the student's EOS is {ids}")
-        # The text is made as the sampler made it.
-        text = self._text(token_ids[:-1] if ended else token_ids)
+        # The text is made as the sampler made it; others, stock lm-eval among them, lose a space that it begins with.
+        text = self._behind(token_ids[:-1] if ended else token_ids, skip_special_tokens=True)
+        if not drawn.text.startswith(" "):
+            text = text.removeprefix(" ")
         if drawn.finish_reason == "stop":
             text = text[: min((at for stop in drawn.config["stop"] if (at := text.find(stop)) >= 0), default=len(text))]
         if text != drawn.text:
@@ -105,10 +110,6 @@ class Encoder:
             raise _foreign(
                 drawn.where, f"from character {at} on it makes {ours!r} of the tokens, the file says {theirs!r}"
             )
-
-    def _text(self, token_ids: Sequence[int]) -> str:
-        text = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
 
     def _rendered(self, messages: list[dict[str, Any]], where: str) -> str:
         if not self.tokenizer.chat_template:

@@ -13,6 +13,7 @@ from lm_power.chains import Algorithm, Path, make_algorithm
 from lm_power.completion import Completion, Stats, Steps
 from lm_power.config import OptionError, SamplerConfig
 from lm_power.decoding import FinishedBy
+from lm_power.detokenize import Detokenizer
 from lm_power.engine import BatchShape, StopStrings
 from lm_power.engine.attention import prefer_spans
 from lm_power.engine.device import default_device
@@ -84,6 +85,7 @@ class PowerSampler:
             self.host = model
         self.batch_shape, self.max_rows = batch_shape, max_rows
         self.tokenizer, self.eos_ids = tokenizer, self.host.eos_ids
+        self._text = None if tokenizer is None else Detokenizer(tokenizer)
         self.counters = self.host.counters()
         self._fitted: int | None = None  # rows · positions that still fitted when memory last ran out
 
@@ -364,13 +366,9 @@ class PowerSampler:
         assert path.finished_by is not None
         tokens = path.tokens.tolist()
         spoken = tokens[:-1] if path.finished_by is FinishedBy.EOS else tokens
-        text = (
-            ""
-            if self.tokenizer is None
-            else self.tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        text = "" if self._text is None else self._text(spoken, skip_special_tokens=True)
         return Completion(
-            stops.cut(str(text)) if path.finished_by is FinishedBy.STOP else str(text),
+            stops.cut(text) if path.finished_by is FinishedBy.STOP else text,
             token_ids=tokens,
             log_probs=path.log_p.tolist(),
             finish_reason=path.finished_by.value,

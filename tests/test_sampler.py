@@ -48,7 +48,7 @@ def test_completions_come_by_prompt_and_repeat_with_all_their_fields(sampler):
             assert (c.finish_reason == "eos") == (c.token_ids[-1] in (EOS, 40, 50))
             assert c.finish_reason == "eos" or len(c.token_ids) == 12
             spoken = c.token_ids[:-1] if c.finish_reason == "eos" else c.token_ids
-            assert c.text == " ".join(f"w{token}" for token in spoken if token > 1)
+            assert c.text == "".join(f" w{token}" for token in spoken if token > 1)
             stages = 3 if c.finish_reason == "length" else None
             assert c.stats.proposals == 2 * stages if stages else c.stats.proposals in (2, 4, 6)
             assert 0 <= c.stats.accepted <= c.stats.proposals

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_power.config import OptionError
+from lm_power.detokenize import Detokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,14 +52,14 @@ class StopStrings:
         if stop and tokenizer is None:
             raise OptionError(f"stop={list(stop)!r}: stop strings need a tokenizer")
         self.strings = tuple(dict.fromkeys(stop))
-        self._tokenizer = tokenizer
+        self._text = None if tokenizer is None else Detokenizer(tokenizer)
         self._reach = max(map(len, self.strings), default=0)
         self.candidates: NDArray[np.bool_] = np.zeros(vocabulary, dtype=bool)
         if self.strings and tokenizer is not None:
             known = min(vocabulary, len(tokenizer))
             tables = _tables.setdefault(tokenizer, {})
             if (self.strings, known) not in tables:
-                tables[self.strings, known] = self._table(tokenizer, known)
+                tables[self.strings, known] = self._table(known)
             self.candidates[:known] = tables[self.strings, known]
 
     def completed(self, tokens: NDArray[np.int64]) -> bool:
@@ -67,42 +68,39 @@ class StopStrings:
             return False
         back = 2
         while True:
-            # The text of the tokens before the last one must go back by the length of a stop string and one more
-            # character, because a tokenizer may drop the first one (a leading space). U+FFFD stands for the bytes of a
-            # character that was cut in two: it does not count, and a text that begins with it began inside a character.
+            # The text of the tokens before the last one must go back by the length of a stop string. U+FFFD stands for
+            # the bytes of a character that was cut in two: it does not count, and a text that begins with it began
+            # inside a character.
             tail = tokens[-back:]
             head = self._decode(tail[:-1])
-            whole = len(head) - head.count(_CUT) > self._reach + 1 and not head.startswith(_CUT)
+            whole = len(head) - head.count(_CUT) >= self._reach and not head.startswith(_CUT)
             if whole or back >= len(tokens):
                 break
             back *= 2
-        text = self._decode(tail)
-        return any(string in text for string in self.strings)
+        # A tail that begins inside a run of bytes can read otherwise than it does in the whole, which confirms it.
+        return self._holds_one(tail) and (len(tail) == len(tokens) or self._holds_one(tokens))
 
     def cut(self, text: str) -> str:
         """`text` up to the first stop string."""
         ends = [at for string in self.strings if (at := text.find(string)) >= 0]
         return text[: min(ends)] if ends else text
 
+    def _holds_one(self, tokens: NDArray[np.int64]) -> bool:
+        text = self._decode(tokens)
+        return any(string in text for string in self.strings)
+
     def _decode(self, tokens: NDArray[np.int64]) -> str:
         # Special tokens are kept, because a stop string such as <|im_end|> may be one.
-        assert self._tokenizer is not None
-        text = self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+        assert self._text is not None
+        return self._text(tokens.tolist(), skip_special_tokens=False)
 
-    def _table(self, tokenizer: PreTrainedTokenizerBase, known: int) -> NDArray[np.bool_]:
+    def _table(self, known: int) -> NDArray[np.bool_]:
         """Whether each token can end in, hold, or reach past the end of a stop string.
 
-        Decoded alone, a token loses the leading space that some tokenizers give it inside a text, so it is tried with
-        and without one. A piece of a multi-byte character shows as U+FFFD, and such a token always counts.
+        A piece of a multi-byte character shows as U+FFFD, and such a token always counts.
         """
+        assert self._text is not None
         endings = tuple(string[at:] for string in self.strings for at in range(len(string)))
         held = (*self.strings, _CUT)
-        texts = tokenizer.batch_decode([[token] for token in range(known)], clean_up_tokenization_spaces=False)
-        return np.array(
-            [
-                text.startswith(endings) or (" " + text).startswith(endings) or any(s in " " + text for s in held)
-                for text in texts
-            ]
-        )
+        texts = self._text.each(([token] for token in range(known)), skip_special_tokens=False)
+        return np.array([text.startswith(endings) or any(string in text for string in held) for text in texts])
