@@ -98,7 +98,8 @@ def add_checks(evaluator: Any) -> None:
 
             samples = isinstance(given.get("model"), str) and given["model"] in MODELS
             asked = given.get("model_args"), given["tasks"], given["task_manager"], given.get("gen_kwargs")
-            given["tasks"] = prepare(samples, tasks_folder(), *asked)
+            confirmed = bool(given.get("confirm_run_unsafe_code"))
+            given["tasks"] = prepare(samples, tasks_folder(), *asked, confirmed=confirmed)
         return evaluate(**given)
 
     vars(evaluator)["simple_evaluate"] = simple_evaluate

@@ -82,7 +82,7 @@ def load_local(path: str, columns: Sequence[str], option: str) -> Dataset:
 
 def _read_rows(file: Path, option: str, wanted: str) -> list[dict[str, Any]]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # editors on Windows put a byte-order mark at the start
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{option}={file}: cannot be read: {error}. {wanted}.") from error
     if file.suffix.lower() == ".csv":
@@ -108,7 +108,7 @@ def _read_rows(file: Path, option: str, wanted: str) -> list[dict[str, Any]]:
 
 def _read_csv(text: str, file: Path, option: str, wanted: str) -> list[dict[str, Any]]:
     try:
-        rows = list(csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True))
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         raise DataError(f"{option}={file}: is not CSV: {error}. {wanted}.") from error
     for number, row in enumerate(rows, start=1):

@@ -52,6 +52,15 @@ class PowerGeneration:
         """The model as the store records it."""
         raise NotImplementedError
 
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """lm-eval's method, called for `--use_cache`; this model is not asked for what is in the cache already."""
+        self.cache_hook = cache_hook
+        if self.rank == 0:
+            logger.warning(
+                "--use_cache ignores sampler options and repeats, and can return another method's completions; "
+                "to resume runs, use --model_args completions=DIR instead"
+            )
+
     def check_generation(self) -> None:
         """Raise `OptionError` for options that concern log-likelihoods alone."""
 
@@ -170,11 +179,6 @@ class PowerGeneration:
         hint = self.one_row_hint()
         if hint is not None and sum(map(len, groups.values())) > 1:
             logger.warning(hint)
-        if getattr(self.cache_hook, "dbdict", None) is not None:
-            logger.warning(
-                "--use_cache ignores sampler options and repeats, and can return another method's completions; "
-                "to resume runs, use --model_args completions=DIR instead"
-            )
 
     def _draw(
         self, plan: Plan, wanted: Sequence[_Wanted], store: CompletionStore | None, show: bool

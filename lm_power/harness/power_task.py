@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -50,8 +51,10 @@ class PowerTask(ConfigurableTask):
         self._take_n()
         self._declare_metrics()
         super().build_all_requests(**options)
-        for instance in self._instances:  # --cache_requests restores the number of an earlier run
+        for instance in self._instances:  # --cache_requests restores those of an earlier run, whose options may differ
             instance.repeats = self.config.repeats
+            if self.OUTPUT_TYPE == "generate_until":
+                instance.arguments = (instance.arguments[0], copy.deepcopy(self.config.generation_kwargs))
 
     def apply_filters(self) -> Any:
         """lm-eval's method, after a notice if all N completions of another model are copies."""

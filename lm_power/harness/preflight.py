@@ -1,4 +1,4 @@
-"""Finds wrong data files and wrong options in `--gen_kwargs` before lm-eval loads the model.
+"""Finds wrong data files, wrong options in `--gen_kwargs` and a missing confirmation before lm-eval loads the model.
 
 lm-eval loads the model first and the tasks after it, so a misspelt file name would be found only after minutes. The
 plugin makes lm-eval's `simple_evaluate` call `prepare` first. It loads our tasks, which draw nothing from the global
@@ -17,6 +17,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import simple_parse_args_string
 
 from lm_power.config import SamplerConfig
+from lm_power.errors import UserError
 from lm_power.harness.options import plan_generation, sampler_options
 from lm_power.harness.power_task import PowerTask, completions_per_problem
 
@@ -27,9 +28,10 @@ def prepare(
     samples: bool,
     folder: Path,
     model_args: str | Mapping[str, Any] | None,
-    tasks: list[Any],
+    tasks: str | Mapping[str, Any] | Task | list[Any],
     task_manager: TaskManager,
     gen_kwargs: str | Mapping[str, Any] | None,
+    confirmed: bool = False,
 ) -> list[Any]:
     """`tasks`, with each of ours loaded, after a check of the options that our models would get.
 
@@ -37,17 +39,20 @@ def prepare(
         samples: whether the model is one of ours, which takes sampler options.
         folder: the folder of our tasks.
         model_args: the model's options, as text or mapping; None for none.
-        tasks: names, configs or tasks.
+        tasks: names, configs or tasks, or one of them alone.
         task_manager: loads the tasks.
         gen_kwargs: generation options that override the tasks', as text or mapping; None for none.
 
+        confirmed: whether programs that the model writes may be run.
+
     Raises:
-        LMPowerError: a wrong option, or a data file that is missing or malformed.
+        LMPowerError: a wrong option, a data file that is missing or malformed, or one of our tasks would run programs
+            and that is not confirmed.
     """
     prepared: list[Any] = []
     loaded: list[Task] = []
     others_generate = False
-    for spec in tasks:
+    for spec in tasks if isinstance(tasks, list) else [tasks]:
         entry = task_manager.task_index.get(spec) if isinstance(spec, str) else None
         if entry is not None and _is_ours(entry, folder):
             found = task_manager.load([spec])
@@ -56,6 +61,12 @@ def prepare(
         else:
             prepared.append(spec)
             others_generate |= (getattr(entry, "cfg", None) or {}).get("output_type") == "generate_until"
+    for task in loaded:
+        if getattr(task, "UNSAFE_CODE", False) and not confirmed:
+            raise UserError(
+                f"{task.config.task}: runs programs that the model writes, in a sandbox; to allow that, add "
+                "--confirm_run_unsafe_code (in Python confirm_run_unsafe_code=True)"
+            )
     given = _as_mapping(gen_kwargs)
     if "n" in given and any(isinstance(task, PowerTask) for task in loaded):
         completions_per_problem("n", given["n"], "--gen_kwargs n=8")

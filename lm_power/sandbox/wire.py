@@ -7,7 +7,10 @@ a pickle) ever runs where the tests run. Types are kept exactly: a tuple does no
 from __future__ import annotations
 
 import builtins
+import datetime
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from itertools import islice
 from typing import Any
 
@@ -18,6 +21,15 @@ _SEQUENCES: dict[str, type[tuple[Any, ...]] | type[set[Any]] | type[frozenset[An
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
+}
+
+LARGEST_EXPONENT = 10_000
+"""Of a `Decimal`, which can be short and yet take all memory as an integer."""
+
+_CALENDAR: dict[str, type[datetime.datetime] | type[datetime.date] | type[datetime.time]] = {
+    "datetime": datetime.datetime,  # before date, its base
+    "date": datetime.date,
+    "time": datetime.time,
 }
 
 
@@ -56,6 +68,15 @@ def encode(value: Any) -> Any:
         return {"type": "dict", "of": [[encode(key), encode(item)] for key, item in value.items()]}
     if isinstance(value, complex):
         return {"type": "complex", "of": [value.real, value.imag]}
+    if isinstance(value, Fraction):
+        return {"type": "fraction", "of": [encode(value.numerator), encode(value.denominator)]}
+    if isinstance(value, Decimal) and _is_moderate(value):
+        return {"type": "decimal", "of": Decimal.__str__(value)}
+    for name, moment in _CALENDAR.items():
+        if isinstance(value, moment):
+            return {"type": name, "of": moment.isoformat(value)}  # type: ignore[arg-type]
+    if isinstance(value, datetime.timedelta):
+        return {"type": "timedelta", "of": [value.days, value.seconds, value.microseconds]}
     if isinstance(value, (bytes, bytearray)):
         return {"type": type(value).__name__, "of": value.hex()}
     if isinstance(value, range):
@@ -84,6 +105,14 @@ def decode(message: Any) -> Any:
         return {decode(key): decode(item) for key, item in of}
     if kind == "complex":
         return complex(*of)
+    if kind == "fraction":
+        return _fraction(*[int(decode(part)) for part in of])
+    if kind == "decimal":
+        return _decimal(str(of))
+    if kind in _CALENDAR:
+        return _CALENDAR[kind].fromisoformat(of)
+    if kind == "timedelta":
+        return datetime.timedelta(*of)
     if kind in ("bytes", "bytearray"):
         return bytes.fromhex(of) if kind == "bytes" else bytearray.fromhex(of)
     if kind == "range":
@@ -93,6 +122,26 @@ def decode(message: Any) -> Any:
     if kind == "opaque":
         return Opaque(str(of[0]), bool(of[1]))
     raise ValueError(f"no such type: {kind!r:.80}")
+
+
+def _is_moderate(value: Decimal) -> bool:
+    return not value.is_finite() or abs(value.adjusted()) <= LARGEST_EXPONENT
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"not a decimal: {text!r:.80}") from None
+    if not _is_moderate(value):
+        raise ValueError(f"a decimal's exponent: {text!r:.80}")
+    return value
+
+
+def _fraction(numerator: int, denominator: int) -> Fraction:
+    if denominator < 1:
+        raise ValueError(f"a fraction's denominator: {denominator}")
+    return Fraction(numerator, denominator)
 
 
 def encode_error(error: BaseException) -> list[str]:

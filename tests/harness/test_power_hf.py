@@ -329,10 +329,14 @@ def test_full_disk_while_running(evaluate, tmp_path, monkeypatch):
 
 
 def test_use_cache_warns_and_still_works(evaluate, tmp_path, caplog):
-    """Guards lm-eval's SQLite cache: completions must survive pickling, and the user must be told of its limits."""
+    """Guards lm-eval's SQLite cache: completions must survive pickling, and the user must be told of its limits.
+
+    He must be told above all when everything is in the cache, and the model is not asked at all.
+    """
     run = evaluate(use_cache=str(tmp_path / "cache"))
     assert sum("--use_cache ignores" in r.message for r in caplog.records) == 1
     again = evaluate(use_cache=str(tmp_path / "cache"))
+    assert sum("--use_cache ignores" in r.message for r in caplog.records) == 2
     assert again.completions == run.completions
     assert isinstance(again.completions[0][0], Completion)
     assert again.completions[0][0].log_probs == run.completions[0][0].log_probs

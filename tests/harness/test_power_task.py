@@ -114,6 +114,19 @@ def test_n_with_power_hf(power_hf, tmp_path, way, caplog):
     assert "bon_acc" in make_table(out)
 
 
+def test_cached_requests_are_asked_with_the_options_of_this_run(tmp_path, monkeypatch):
+    """Guards --cache_requests, which keeps the generation options of the run that filled the cache."""
+    monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path))
+    asked = []
+    for gen_kwargs in ("method=standard,n=2", "method=power,max_gen_toks=5"):
+        model = Told()
+        evaluate(model, gen_kwargs=gen_kwargs, cache_requests=True)
+        asked.append(model.asked)
+    assert list(tmp_path.iterdir()), "the cache was used"
+    assert [(len(runs), runs[0]["method"]) for runs in asked] == [(6, "standard"), (3, "power")]
+    assert all(options["max_gen_toks"] == 5 for options in asked[1])
+
+
 def test_n_with_plain_hf(plain_hf, caplog):
     """Plain texts: no row made from log-probabilities, one notice; `n` never reaches transformers."""
     out = evaluate(plain_hf, gen_kwargs="n=4,do_sample=true,temperature=1.0", limit=2)

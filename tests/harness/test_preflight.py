@@ -130,6 +130,14 @@ def test_a_variant_of_the_users_own_and_a_group_are_loaded(tmp_path: Path) -> No
         prepare(True, FOLDER, "pretrained=x", ["other"], tasks, "alpa=2")
 
 
+def test_programs_are_run_only_if_that_is_confirmed() -> None:
+    """Guards: a refusal only after a large model has been loaded."""
+    with pytest.raises(LMPowerError, match=r"power_humaneval: runs programs .* --confirm_run_unsafe_code"):
+        prepare(True, FOLDER, "pretrained=x", ["power_humaneval"], manager(), None)
+    (task,) = prepare(True, FOLDER, "pretrained=x", ["power_humaneval"], manager(), None, confirmed=True)
+    assert task.task_name == "power_humaneval"
+
+
 def test_what_was_loaded_is_evaluated(tmp_path: Path) -> None:
     """Through the wrapped `simple_evaluate`, tasks loaded beforehand give the results that names give."""
     from lm_eval.api.model import LM
@@ -145,9 +153,13 @@ def test_what_was_loaded_is_evaluated(tmp_path: Path) -> None:
             raise NotImplementedError
 
     results = [
-        lm_eval.simple_evaluate(
-            Zero(), tasks=["pocket_sums"], limit=4, task_manager=manager(), check_integrity=False, **options
-        )["results"]
-        for options in ({}, {"gen_kwargs": "n=1"})
+        lm_eval.simple_evaluate(Zero(), tasks=tasks, limit=4, task_manager=manager(), check_integrity=False, **options)[
+            "results"
+        ]
+        for tasks, options in (
+            (["pocket_sums"], {}),
+            (["pocket_sums"], {"gen_kwargs": "n=1"}),
+            ("pocket_sums", {}),
+        )
     ]
-    assert json.dumps(results[0]) == json.dumps(results[1]) and "pocket_sums" in results[0]
+    assert json.dumps(results[0]) == json.dumps(results[1]) == json.dumps(results[2]) and "pocket_sums" in results[0]

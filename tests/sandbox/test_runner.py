@@ -4,6 +4,8 @@ Each is run with all layers that the system allows, and with each of them alone.
 only where a harmless program has shown that a layer against it is in force.
 """
 
+import datetime as dt
+import json
 import signal
 import socket
 import subprocess
@@ -13,6 +15,8 @@ import textwrap
 import threading
 import time
 from contextlib import suppress
+from decimal import Decimal
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -601,9 +605,19 @@ def wait_until(condition, seconds=20):
 
 
 def test_wire():
-    for value in (None, True, -1, 1 << 70, 0.1, "é\0", [1, (2,)], {(1, 2): {3}}, frozenset({1}), b"\0", range(1, 9, 2)):
-        assert decode(encode(value)) == value and type(decode(encode(value))) is type(value)
-    opaque = decode(encode(object()))
-    assert isinstance(opaque, Opaque) and opaque and opaque != 1
-    with pytest.raises(ValueError, match="no such type"):
-        decode({"type": "os.system", "of": "true"})
+    plain = (None, True, -1, 1 << 70, 0.1, "é\0", [1, (2,)], {(1, 2): {3}}, frozenset({1}), b"\0", range(1, 9, 2))
+    exact = (Fraction(-1, 3 << 70), Decimal("-0.10"), Decimal("1e-300"))
+    east = dt.timezone(dt.timedelta(hours=5))
+    moments = (dt.date(2026, 2, 3), dt.time(4, 5), dt.datetime(2026, 2, 3, 4, 5, tzinfo=east), dt.timedelta(-1, 2, 3))
+    for value in plain + exact + moments:
+        crossed = decode(json.loads(json.dumps(encode(value))))
+        assert crossed == value and type(crossed) is type(value)
+    assert str(decode(encode(Decimal("1.20")))) == "1.20" and decode(encode(Decimal("NaN"))).is_nan()
+    for unseen in (object(), Decimal("1e999999999")):  # the second would take all memory as an integer
+        opaque = decode(encode(unseen))
+        assert isinstance(opaque, Opaque) and opaque and opaque != 1
+    for kind, of in (
+        ("os.system", "true"), ("decimal", "1e999999999"), ("decimal", "one"), ("fraction", [1, 0]), ("date", "never"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError):
+            decode({"type": kind, "of": of})

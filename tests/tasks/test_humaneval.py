@@ -118,6 +118,18 @@ def test_right_and_broken_solutions(humaneval, every):
     assert {doc["task_id"]: v for doc, v in zip(docs, verdicts, strict=True) if v.status != "failed"} == {}
 
 
+def test_exact_numbers_are_numbers(humaneval):
+    """Guards: a right program that fails because its result is no int or float."""
+    area = next(doc for doc in humaneval.eval_docs if doc["entry_point"] == "triangle_area")
+    bodies = {
+        "    from fractions import Fraction\n    return Fraction(a * h, 2)\n": True,
+        "    from decimal import Decimal\n    return Decimal(a * h) / 2\n": True,
+        "    from fractions import Fraction\n    return Fraction(a * h, 3)\n": False,
+    }
+    verdicts = run_programs([make_program(area, body) for body in bodies], timeout=SLOW)
+    assert [verdict.passed for verdict in verdicts] == list(bodies.values())
+
+
 def test_refused_without_the_flag():
     """Guards against a task that runs model-written code unasked."""
     for task in ("power_humaneval", "power_humaneval_instruct"):

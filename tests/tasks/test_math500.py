@@ -190,6 +190,16 @@ def test_the_500_problems(monkeypatch):
     assert out["n-samples"]["math500"] == {"original": 500, "effective": 20}
 
 
+@pytest.mark.parametrize("name", ["marked.jsonl", "marked.json", "marked.csv"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, name):
+    """Guards: files from editors that begin UTF-8 with a mark."""
+    row = '{"problem": "1+1?", "answer": "2"}'
+    text = {"marked.jsonl": row, "marked.json": f"[{row}]", "marked.csv": "problem,answer\n1+1?,2\n"}[name]
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    (doc,) = manager(tmp_path / name).load(["math500"])["tasks"]["math500"].eval_docs
+    assert (doc["problem"], doc["answer"]) == ("1+1?", "2")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
