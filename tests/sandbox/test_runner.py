@@ -597,6 +597,16 @@ def test_nothing_outlives_a_killed_evaluation(layers):
         folder.rmdir()
 
 
+def test_processes_share_the_cores(monkeypatch):
+    """Guards: programs that time out because every process of a launch judges one per core."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    shares = []
+    for processes in ("1", "4", "16"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        shares.append(code_runner._cores())
+    assert shares == [8, 2, 1]
+
+
 def wait_until(condition, seconds=20):
     end = time.monotonic() + seconds
     while not condition():
