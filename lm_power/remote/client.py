@@ -10,7 +10,7 @@ import queue
 import ssl
 import threading
 import weakref
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Container, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -94,6 +94,7 @@ class HTTPClient:
         self._headers = {**({"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}), **(headers or {})}
         self._done: queue.SimpleQueue[tuple[int, Answer | Exception]] = queue.SimpleQueue()
         self._tasks: dict[int, Future[None]] = {}
+        self._kept: dict[int, Answer | Exception] = {}  # what has come and nobody has polled for yet
         self._sessions: list[aiohttp.ClientSession] = []  # the one, once there is a need for it
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="lm-power queries", daemon=True)
@@ -105,25 +106,24 @@ class HTTPClient:
         """Send a query, and try again as long as there is hope."""
         self._tasks[number] = asyncio.run_coroutine_threadsafe(self._carry(number, query), self._loop)
 
-    def poll(self) -> list[tuple[int, Answer]]:
-        """Wait for an answer, and take what else has come.
+    def poll(self, wanted: Container[int]) -> list[tuple[int, Answer]]:
+        """Wait for a wanted answer, and take what else is wanted and has come.
 
         Raises:
-            ServerError: a server stays away, refuses a query, or serves another model now.
+            ServerError: a server stays away, refuses a wanted query, or serves another model now.
         """
-        answers: list[tuple[int, Answer]] = []
+        answers = self._take(wanted)
         while not answers or not self._done.empty():
             number, answer = self._done.get()
-            if self._tasks.pop(number, None) is None:
-                continue  # given up in the meantime
-            if isinstance(answer, Exception):
-                raise answer
-            answers.append((number, answer))
+            if self._tasks.pop(number, None) is not None:  # else given up in the meantime
+                self._kept[number] = answer
+            answers += self._take(wanted)
         return answers
 
     def abort(self, numbers: Sequence[int]) -> None:
         """Close the queries' connections, which tells a server to stop."""
         for number in numbers:
+            self._kept.pop(number, None)
             task = self._tasks.pop(number, None)
             if task is not None:
                 task.cancel()
@@ -172,6 +172,16 @@ class HTTPClient:
     async def card(self, place: Place) -> Card | None:
         """What the server tells of the model now; None where it does not serve it."""
         return cards(await self.get(place, "/models")).get(self.model)
+
+    def _take(self, wanted: Container[int]) -> list[tuple[int, Answer]]:
+        """The wanted answers among those that have come. Raises what has come in place of one."""
+        answers: list[tuple[int, Answer]] = []
+        for number in [number for number in self._kept if number in wanted]:
+            answer = self._kept.pop(number)
+            if isinstance(answer, Exception):
+                raise answer
+            answers.append((number, answer))
+        return answers
 
     async def _carry(self, number: int, query: Query) -> None:
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from lm_power.errors import LMPowerError
 from lm_power.remote.topk import TopLists
 
 NO_MEASURES = Measures()
+_NUMBERS = itertools.count(1)  # of queries: used once, so that no answer is taken for that of another decoder's query
 
 
 class ServerError(LMPowerError):
@@ -68,11 +70,15 @@ class Client(Protocol):
     eos_ids: list[int]
 
     def add(self, number: int, query: Query) -> None:
-        """Begin to answer a query, which is called `number` from now on."""
+        """Begin to answer a query, which is called `number` from now on, as no other was or will be."""
         ...
 
-    def poll(self) -> Sequence[tuple[int, Answer]]:
-        """Wait until something has been answered; the (number, answer) pairs. Raises `ServerError`."""
+    def poll(self, wanted: Container[int]) -> Sequence[tuple[int, Answer]]:
+        """Wait until one of the wanted queries has been answered; their (number, answer) pairs.
+
+        Answers to other queries are kept: several decoders may use a client side by side. Raises `ServerError` if a
+        wanted query has failed.
+        """
         ...
 
     def abort(self, numbers: Sequence[int]) -> None:
@@ -172,7 +178,6 @@ class TopKDecoder:
         self._row = [self._empty(()) for _ in range(rows)]
         self._asked: dict[int, int] = {}  # number of a query → row
         self._ready: list[int] = []  # rows whose segments have ended
-        self._queries = 0
 
     def load(self, row: int, prompt: Sequence[int], completion: Sequence[int] = ()) -> None:
         """Make an idle row hold a prompt and a settled completion, whose lists are asked for when they are needed."""
@@ -204,10 +209,8 @@ class TopKDecoder:
     def step(self) -> list[tuple[int, Segment]]:
         """Wait for answers, if no segment has ended yet; the (row, segment) pairs that have."""
         if not self._ready and self._asked:
-            for number, answer in self.client.poll():
-                row = self._asked.pop(number, None)
-                if row is not None:
-                    self._take(row, answer)
+            for number, answer in self.client.poll(self._asked):
+                self._take(self._asked.pop(number), answer)
         ready, self._ready = self._ready, []
         return [(row, self._segment(self._pending(row))) for row in ready]
 
@@ -251,8 +254,7 @@ class TopKDecoder:
 
     def _ask(self, row: int, held: _Row, pending: _Pending, max_tokens: int) -> None:
         request = pending.request
-        self._queries += 1
-        pending.number = self._queries
+        pending.number = next(_NUMBERS)
         self._asked[pending.number] = row
         temperature = 1.0 if request.explore else 1 / request.beta
         tokens = [*held.prompt, *_so_far(held, pending).tolist()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class EngineClient:
         self._engine, self._lora = llm.llm_engine, lora_request
         self._names = itertools.count()  # a name is used once, so that nothing given up is taken for its successor
         self._numbers: dict[str, int] = {}  # name of a request → number of the query
-        self._refused: list[tuple[int, Exception]] = []
+        self._kept: dict[int, Any] = {}  # by number, what has come and nobody has polled for yet
 
     def add(self, number: int, query: Query) -> None:
         """Hand a query to the engine, which begins with it at the next `poll`."""
@@ -54,26 +54,26 @@ class EngineClient:
         self._numbers[name] = number
         self._engine.add_request(name, tokens_input(list(query.tokens)), parameters, lora_request=self._lora)
 
-    def poll(self) -> list[tuple[int, Answer]]:
-        """Let the engine work until something has been answered.
+    def poll(self, wanted: Container[int]) -> list[tuple[int, Answer]]:
+        """Let the engine work until a wanted query has been answered.
 
         Raises:
-            ServerError: the engine has died, or has given a query up.
+            ServerError: the engine has died, or has given a wanted query up.
         """
-        answers: list[tuple[int, Answer]] = []
-        while not answers:
+        while not (ready := [number for number in self._kept if number in wanted]):
             if not self._engine.has_unfinished_requests():
                 raise ServerError("vLLM has lost requests: its engine is idle, and answers are missing")
             for output in self._engine.step():
                 number = self._numbers.get(output.request_id)
                 if number is not None and output.finished:
                     del self._numbers[output.request_id]
-                    answers.append((number, answer_of(output.outputs[0], self.top)))
-        return answers
+                    self._kept[number] = output.outputs[0]
+        return [(number, answer_of(self._kept.pop(number), self.top)) for number in ready]
 
     def abort(self, numbers: Sequence[int]) -> None:
         """Have the engine drop queries."""
         unwanted = set(numbers)
+        self._kept = {number: output for number, output in self._kept.items() if number not in unwanted}
         names = [name for name, number in self._numbers.items() if number in unwanted]
         for name in names:
             del self._numbers[name]
@@ -82,7 +82,7 @@ class EngineClient:
 
     def close(self) -> None:
         """Drop all queries. The engine lives on: it belongs to whoever made it."""
-        self.abort(list(self._numbers.values()))
+        self.abort([*self._numbers.values(), *self._kept])
 
 
 def answer_of(completion: Any, top: int) -> Answer:

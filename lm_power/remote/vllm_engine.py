@@ -178,7 +178,7 @@ class _EngineTrial(Trial):
         eos_ids, self._client.eos_ids = self._client.eos_ids, list(stop_token_ids)
         try:
             self._client.add(0, Query(0, tokens, n, temperature, seed=20))
-            ((_, answer),) = self._client.poll()
+            ((_, answer),) = self._client.poll([0])
         except ServerError as error:
             raise self.unsuitable(str(error), "nothing has been drawn") from error
         finally:

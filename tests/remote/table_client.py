@@ -44,8 +44,8 @@ class TableClient:
         self.waiting[number] = query
         self.asked.append(query)
 
-    def poll(self) -> list[tuple[int, Answer]]:
-        numbers = list(self.waiting)[::-1][: self.together]
+    def poll(self, wanted) -> list[tuple[int, Answer]]:
+        numbers = [number for number in self.waiting if number in wanted][::-1][: self.together]
         return [(number, self.answer(self.waiting.pop(number))) for number in numbers]
 
     def abort(self, numbers) -> None:

@@ -13,8 +13,9 @@ from remote.fake_server import FakeServer
 from remote.table_client import NO_STOPS, PROMPT
 from toy import random_toy
 
-from lm_power import PowerSampler
+from lm_power import PowerSampler, SamplerConfig
 from lm_power.decoding import Request
+from lm_power.jobs import Job
 from lm_power.remote import client as client_module
 from lm_power.remote.answers import Transient, answer_of
 from lm_power.remote.client import HTTPClient, Refused
@@ -77,6 +78,45 @@ def test_completions_depend_on_no_row_order_or_server(served) -> None:
             assert log_probs == pytest.approx(raw, abs=1e-12)
 
 
+def test_nothing_of_a_run_that_was_left_early_reaches_the_next(served) -> None:
+    """Guards answers to the old prompt that are taken for those to the new one."""
+    server, sampler = served
+    config = SamplerConfig(method="temperature", alpha=2.0, max_new_tokens=12)
+    left, fresh = sampler(rows=16), sampler(rows=16)
+    for _ in left.sample([Job(PROMPTS[0], repeat) for repeat in range(16)], config):
+        while len(server.bodies) < 16 or server.under_way:
+            time.sleep(0.01)
+        time.sleep(0.1)  # the answers are on their way
+        break
+    options = {"n": 16, "method": "temperature", "alpha": 2.0, "max_new_tokens": 12}
+    after, wanted = left.generate(PROMPTS[1:2], **options), fresh.generate(PROMPTS[1:2], **options)
+    assert [c.log_probs for c in after[0]] == [c.log_probs for c in wanted[0]]
+
+
+def test_nothing_of_a_run_that_failed_reaches_the_next(served) -> None:
+    """Guards a server that is back, and goes on failing with the errors of its outage."""
+    server, sampler = served
+    failing = sampler(rows=16, patience=0.05)
+    server.ways.faults = dict.fromkeys(range(10_000), 503)
+    with pytest.raises(ServerError, match="no answer"):
+        outcome(failing)
+    time.sleep(0.2)  # the other queries fail, too
+    server.ways.faults = {}
+    assert outcome(failing) == outcome(sampler(rows=16))
+
+
+def test_two_runs_may_go_on_in_turn_on_one_sampler(served) -> None:
+    """Guards answers that one run takes away from the other, which then waits for ever."""
+    _, sampler = served
+    both, alone = sampler(rows=4), sampler(rows=4)
+    config = SamplerConfig(**OPTIONS)
+    jobs = [[Job(prompt, repeat) for repeat in range(6)] for prompt in PROMPTS[:2]]
+    drawn = list(zip(*(both.sample(each, config) for each in jobs), strict=True))
+    for which, each in enumerate(jobs):
+        wanted = {index: completion.log_probs for index, completion in alone.sample(each, config)}
+        assert {index: completion.log_probs for index, completion in (pair[which] for pair in drawn)} == wanted
+
+
 def test_rows_keep_to_their_server_and_replica(served) -> None:
     """Guards prefix caches: rows 0, 3, … are at the first of three servers' URLs, and there take turns of two."""
     server, _ = served
@@ -87,7 +127,7 @@ def test_rows_keep_to_their_server_and_replica(served) -> None:
             client.add(row, Query(row, [*PROMPT, row], 1, 1.0, row))
         answers = []
         while len(answers) < 9:
-            answers += client.poll()
+            answers += client.poll(range(9))
         client.close()
     assert [sorted(body["prompt"][-1] for body in each.bodies) for each in (server, *others)] == [
         [0, 3, 6], [1, 4, 7], [2, 5, 8]

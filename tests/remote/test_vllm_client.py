@@ -80,7 +80,7 @@ def test_answers_are_the_engines_numbers() -> None:
         client.add(seed, Query(0, PROMPT, LONGEST, 1.0, seed))
     answers = {}
     while len(answers) < 40:
-        answers |= dict(client.poll())
+        answers |= dict(client.poll(range(40)))
     for answer in answers.values():
         for t, token in enumerate(answer.tokens.tolist()):
             log_p = next_log_p((*PROMPT, *answer.tokens[:t].tolist()))
@@ -125,6 +125,25 @@ def test_giving_a_row_up_aborts_its_request_alone() -> None:
     again.load(0, PROMPT)
     again.submit(0, request(horizon=2))
     assert [row for row, _ in again.step()] == [0]
+
+
+def test_two_decoders_on_one_engine_get_their_own_answers() -> None:
+    """Guards an answer that goes to whoever polls first, and a decoder that waits for it for ever."""
+    one, two = decoder_of(table(), 1), decoder_of(table(), 1)
+    two.client = one.client
+    for decoder, horizon in ((one, 1), (two, 6)):
+        decoder.load(0, PROMPT)
+        decoder.submit(0, request(horizon=horizon, seed=horizon))
+    ((_, longer),) = settled(two)
+    ((_, shorter),) = settled(one)
+    assert len(shorter.tokens) == 1 <= len(longer.tokens)
+
+
+def settled(decoder) -> list:
+    """What `step` returns as soon as it returns anything."""
+    while not (segments := decoder.step()):
+        pass
+    return segments
 
 
 def test_an_interrupt_leaves_no_request_running(monkeypatch) -> None:
