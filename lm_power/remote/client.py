@@ -103,7 +103,13 @@ class HTTPClient:
         self._end = weakref.finalize(self, _end, self._loop, self._thread, self._sessions)
 
     def add(self, number: int, query: Query) -> None:
-        """Send a query, and try again as long as there is hope."""
+        """Send a query, and try again as long as there is hope.
+
+        Raises:
+            ServerError: the client has been closed.
+        """
+        if not self._end.alive:
+            raise ServerError("the connections to the server have been closed: make another sampler")
         self._tasks[number] = asyncio.run_coroutine_threadsafe(self._carry(number, query), self._loop)
 
     def poll(self, wanted: Container[int]) -> list[tuple[int, Answer]]:
@@ -206,11 +212,14 @@ class HTTPClient:
                 return answer_of(response, self.top, self.model)
             except Transient as error:
                 failed_at = clock() if failed_at is None else failed_at
-                wait = max(pause, error.pause or 0.0)
-                if clock() - failed_at + wait > self._patience:
+                left, wait = failed_at + self._patience - clock(), max(pause, error.pause or 0.0)
+                if wait > left:
+                    why = f"no answer in {self._patience:g} s of trying"
+                    if error.pause is not None and error.pause > self._patience:
+                        why = f"asks to wait for {error.pause:g} s, and patience={self._patience:g}"
                     raise ServerError(
-                        f"{place.shown}: no answer in {self._patience:g} s of trying ({error}); what is stored "
-                        "stays: see to the server, and start the same command again"
+                        f"{place.shown}: {why} ({error}); what is stored stays: see to the server, and start the same "
+                        "command again"
                     ) from error
                 if not place.failed:
                     logger.warning("%s: %s; trying again for up to %g s", place.shown, error, self._patience)
@@ -250,6 +259,8 @@ class HTTPClient:
             async with asked as response:
                 status, raw = response.status, await response.read()
                 after = response.headers.get("Retry-After", "")
+        except aiohttp.ConnectionTimeoutError as error:
+            raise Transient(f"no connection within {_CONNECT:g} s") from error
         except asyncio.TimeoutError as error:
             raise Transient(f"no answer within timeout={self._timeout:g} s") from error
         except (aiohttp.ClientError, OSError) as error:

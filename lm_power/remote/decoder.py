@@ -17,6 +17,7 @@ from lm_power.errors import LMPowerError
 from lm_power.remote.topk import TopLists
 
 NO_MEASURES = Measures()
+_LOOK = 2**32 - 1  # in place of the number of an attempt: a query for a list alone
 _NUMBERS = itertools.count(1)  # of queries: used once, so that no answer is taken for that of another decoder's query
 
 
@@ -116,7 +117,7 @@ class _Pending:
     log_p: FloatArray
     lists: TopLists
     number: int | None = None
-    attempts: int = 0  # queries made
+    attempts: int = 0  # queries made for draws
     looking: bool = False  # the query is for the list of the first position alone
     finished_by: FinishedBy | None = None
 
@@ -258,8 +259,10 @@ class TopKDecoder:
         self._asked[pending.number] = row
         temperature = 1.0 if request.explore else 1 / request.beta
         tokens = [*held.prompt, *_so_far(held, pending).tolist()]
-        query = Query(row, tokens, max_tokens, temperature, seed_of(request, pending.attempts))
-        pending.attempts += 1
+        # A look does not count: whether there has to be one depends on what else the decoder has to do.
+        seed = seed_of(request, _LOOK if pending.looking else pending.attempts)
+        query = Query(row, tokens, max_tokens, temperature, seed)
+        pending.attempts += not pending.looking
         self.counters.queries += 1
         self.client.add(pending.number, query)
 

@@ -31,10 +31,12 @@ class Card:
     @classmethod
     def of(cls, entry: Mapping[str, Any], base: Card | None = None) -> Card:
         """From an entry of /v1/models, and the card of its base; vLLM tells an adapter's window with its base."""
-        meta = entry.get("meta") or {}
-        window = entry.get("max_model_len") or meta.get("n_ctx") or (None if base is None else base.window)
+        meta = entry.get("meta")  # llama.cpp's
+        told = entry.get("max_model_len"), meta.get("n_ctx") if isinstance(meta, Mapping) else None
+        windows = [window for window in told if type(window) is int and window > 0]
+        window = windows[0] if windows else None if base is None else base.window
         root = entry.get("root")
-        return cls(str(entry["id"]), root if isinstance(root, str) else None, int(window) if window else None, base)
+        return cls(str(entry["id"]), root if isinstance(root, str) else None, window, base)
 
     @property
     def checkpoint(self) -> str:

@@ -89,8 +89,8 @@ class ServerTrial(Trial):
         rank = self._client.ranks - 1 or None
         try:
             response = self._client.call(self._client.post(self._place, "/completions", body, rank))
-            text = response["choices"][0].get("text") if isinstance(response, dict) and response.get("choices") else ""
-            return answer_of(response, self.top, self._client.model), str(text or "")
+            answer = answer_of(response, self.top, self._client.model)  # which looks at the form of the response
+            return answer, str(response["choices"][0].get("text") or "")
         except Transient as error:
             raise self.unsuitable(
                 f"gave up while it was tried out ({error})", "see to the server, and try again"

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from lm_power.engine.out_of_memory import out_of_memory
+from lm_power.errors import one_line
 from lm_power.remote.client import NEUTRAL
 from lm_power.remote.decoder import Answer, Query, ServerError
 from lm_power.remote.topk import TopLists
@@ -63,12 +65,24 @@ class EngineClient:
         while not (ready := [number for number in self._kept if number in wanted]):
             if not self._engine.has_unfinished_requests():
                 raise ServerError("vLLM has lost requests: its engine is idle, and answers are missing")
-            for output in self._engine.step():
+            for output in self._step():
                 number = self._numbers.get(output.request_id)
                 if number is not None and output.finished:
                     del self._numbers[output.request_id]
                     self._kept[number] = output.outputs[0]
         return [(number, answer_of(self._kept.pop(number), self.top)) for number in ready]
+
+    def _step(self) -> Sequence[Any]:
+        try:
+            outputs: Sequence[Any] = self._engine.step()
+        except Exception as error:  # vLLM has no base class of its own for them, and its log tells more
+            if out_of_memory(error) is not None:
+                raise  # the sampler goes on with fewer rows
+            raise ServerError(
+                f"vLLM's engine has failed ({type(error).__name__}: {one_line(error, 200)}); what is stored stays: "
+                "start the same command again"
+            ) from error
+        return outputs
 
     def abort(self, numbers: Sequence[int]) -> None:
         """Have the engine drop queries."""

@@ -27,6 +27,8 @@ class Ways:
     Attributes:
         faults: by the running number of a completions request, counted from 0: "reset", "half", "slow", "hang up"
             (after a whole answer), or a status.
+        retry_after: seconds to wait, said with every status.
+        malformed: answered to every completions request.
         restarts: by the same number: entries of the card that differ from then on.
         raw: log-probs are the model's own, whatever the temperature.
         replicas: that a header may choose among.
@@ -43,6 +45,8 @@ class Ways:
     """
 
     faults: dict[int, str | int] = dataclasses.field(default_factory=dict)
+    retry_after: int = 0
+    malformed: object = None
     restarts: dict[int, dict] = dataclasses.field(default_factory=dict)
     raw: bool = True
     replicas: int = 8
@@ -109,7 +113,10 @@ class FakeServer:
             fault = self.ways.faults.get(number)
             self.ways.card = self.ways.card | self.ways.restarts.get(number, {})
             if isinstance(fault, int):
-                return web.json_response({"error": {"message": "injected"}}, status=fault, headers={"Retry-After": "0"})
+                later = {"Retry-After": str(self.ways.retry_after)}
+                return web.json_response({"error": {"message": "injected"}}, status=fault, headers=later)
+            if self.ways.malformed is not None:
+                return web.json_response(self.ways.malformed)
             if fault == "reset":
                 request.transport.abort()
                 return web.Response()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
+import socket
 import threading
 import time
 
@@ -190,6 +192,39 @@ def test_a_server_that_stays_away(served) -> None:
         outcome(sampler(patience=0.3))
     with pytest.raises(ServerError, match=r"no answer in 0.3 s of trying \(.*refused|Connect"):
         outcome(sampler(base_url="http://127.0.0.1:9/v1", patience=0.3))
+
+
+def test_a_server_that_asks_for_more_patience_than_there_is(served) -> None:
+    """Guards a run that ends at the first try, and says that it tried for minutes."""
+    server, sampler = served
+    server.ways.faults, server.ways.retry_after = {0: 429}, 600
+    with pytest.raises(ServerError, match=r"asks to wait for 600 s, and patience=300 \(status 429: .*injected"):
+        sampler().generate(PROMPTS[:1], **OPTIONS)
+
+
+def test_a_place_that_takes_no_connection(served, monkeypatch) -> None:
+    """Guards a firewall or a wrong host that is reported as a slow answer."""
+    monkeypatch.setattr(client_module, "_CONNECT", 0.2)
+    _, sampler = served
+    with socket.socket() as full, contextlib.ExitStack() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):  # what the queue of the socket holds, and more
+            each = waiting.enter_context(socket.socket())
+            each.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                each.connect(full.getsockname())
+        url = "http://{}:{}/v1".format(*full.getsockname())
+        with pytest.raises(ServerError, match=r"no connection within 0.2 s"):
+            sampler(base_url=url, patience=0.1).generate(PROMPTS[:1], **OPTIONS)
+
+
+def test_a_closed_sampler_says_so(served) -> None:
+    _, sampler = served
+    closed = sampler()
+    closed.host.close()
+    with pytest.raises(ServerError, match="have been closed"):
+        closed.generate(PROMPTS[:1], **OPTIONS)
 
 
 def test_a_refusal_is_not_tried_again(served) -> None:

@@ -134,11 +134,11 @@ def test_completions_do_not_depend_on_rows_order_or_prefetch() -> None:
 
 def test_lanes_that_take_turns_ask_for_the_lists_they_have_lost() -> None:
     """Guards a coupled resume in a row that was loaded with a completion. Exact: the completions are the same."""
-    algorithm = Tempering((1.0, 1.2, ALPHA), 6, LONGEST, explore=0.3)
+    algorithm = Tempering((1.0, 2**0.5, 2.0), 12, LONGEST, explore=0.2)
     found = {}
     for rows in (1, 2, 9):
         client = TableClient(TOY, TOP)
-        found[rows] = outcomes(algorithm, decoder_of(client, rows, measures=algorithm.measures), n=10)
+        found[rows] = outcomes(algorithm, decoder_of(client, rows, measures=algorithm.measures), n=40)
     assert found[1] == found[2] == found[9]
 
 

@@ -129,6 +129,22 @@ def uneven(seed: int) -> np.ndarray:
     return weights / weights.sum()
 
 
+@pytest.mark.parametrize("odd", [{"meta": ["x"]}, {"meta": "gguf"}, {"max_model_len": "8k"}, {"max_model_len": True}])
+def test_what_a_card_says_in_its_own_way_is_left_out(served, odd) -> None:
+    """Guards a traceback for entries that no standard describes."""
+    served.ways.card = {"id": "tiny", **odd}
+    server = connect(served, model="tiny")
+    assert server.max_positions is None
+    server.close()
+
+
+@pytest.mark.parametrize("malformed", [{"choices": ["x"]}, {"choices": {}}, [], "ok", {"choices": [None]}])
+def test_answers_that_are_no_completions(served, malformed) -> None:
+    """Guards a traceback for JSON of another form."""
+    served.ways.malformed = malformed
+    refused(served, "gave up while it was tried out", "no completion")
+
+
 def test_the_wrong_url(served, monkeypatch) -> None:
     refused(served, "is it running", "http://HOST:PORT/v1/completions", base_url="http://127.0.0.1:9/v1")
     refused(served, "has no /models (status 404)", base_url=served.url.replace("/v1/", "/api/v1/"))

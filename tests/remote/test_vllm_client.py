@@ -198,6 +198,31 @@ def test_an_engine_that_loses_a_request() -> None:
         decoder.step()
 
 
+class EngineDeadError(Exception):
+    """As vLLM's, which is no RuntimeError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [
+        (EngineDeadError("EngineCore encountered an issue"), "vLLM's engine has failed .*EngineCore .*same command"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "^CUDA out of memory"),  # the sampler handles it
+    ],
+)
+def test_an_engine_that_dies(monkeypatch, error, seen) -> None:
+    decoder = decoder_of(table())
+    decoder.load(0, PROMPT)
+    decoder.submit(0, request())
+
+    def step(engine: Engine) -> None:
+        raise error
+
+    monkeypatch.setattr(Engine, "step", step)
+    with pytest.raises(Exception, match=seen) as caught:
+        decoder.step()
+    assert isinstance(caught.value, ServerError) == isinstance(error, EngineDeadError)
+
+
 def test_log_probs_that_are_not_finite() -> None:
     llm = LLM.over(lambda context: np.array([0.0, *[-np.inf] * 5]), VOCABULARY, EOS)
     with pytest.raises(OptionError, match=r"model=table in vLLM: .*not finite.*bfloat16"):
