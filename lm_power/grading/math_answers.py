@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
+from lm_power.grading.math_latex import without_outer_braces
 from lm_power.grading.math_readings import NAME
-from lm_power.grading.math_spelling import without_outer_braces
 
 SEARCHED_CHARS = 200_000
 """Only this much of a text's end is searched, in characters: 3072 tokens are about 12,000."""

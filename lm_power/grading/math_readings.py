@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from lm_power.grading.math_spelling import split_list, split_outside
+from lm_power.grading.math_latex import split_list, split_outside
 
 Pair = tuple[str, str]
 """Two expressions that have to be equal."""

@@ -10,6 +10,9 @@ import re
 import string
 from collections.abc import Callable
 
+from lm_power.grading.math_latex import braced_arguments, plain_fonts, without_outer_braces
+from lm_power.grading.math_words import listed, without_units
+
 _CHARACTERS = {
     "−": "-", "–": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", "×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ",
     "÷": "/", "∗": "*", "±": r"\pm ", "∓": r"\mp ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ",
@@ -33,27 +36,6 @@ _RAISED = str.maketrans(dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿˣ",
 _LOWERED = str.maketrans(dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ", "0123456789+-()nx", strict=True)))
 
 
-def _set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-_FONTS = _set(
-    "boldsymbol bm pmb mathbf mathit mathsf mathtt mathnormal mathrm mathord mathop mathbin underline "
-    "uline ensuremath displaystyle textstyle scriptstyle bf it rm sf tt bfseries itshape rmfamily "
-    "normalsize small large Large LARGE huge Huge limits nolimits strut mathstrut nonumber notag hline "
-    "hfill centering left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr"
-)
-"""Commands that say how their argument looks, or nothing; they are dropped, and the argument stays."""
-_DELIMITED = _set("left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr")
-_TEXTS = _set("text textbf textit textrm textsf texttt textnormal textup textsc textmd emph mbox hbox operatorname")
-_IGNORED = _set("phantom hphantom vphantom hspace vspace label tag color")
-"""Commands that leave nothing on the page; they are dropped together with their argument."""
-_COLOURED = frozenset(("textcolor", "colorbox"))
-_OPERATORS = _set("sin cos tan cot sec csc ln log exp arcsin arccos arctan gcd lcm det max min lim arg")
-_COMMAND = re.compile(r"\\([A-Za-z]+)\*?|\\.", re.DOTALL)
-_WORDS = re.compile(r"[A-Za-z]{2,}[A-Za-z0-9'’]*(?:[ -]+[A-Za-z]{2,}[A-Za-z0-9'’]*)*|\$")
-
-
 def tidy(answer: str) -> str:
     r"""`answer` in a spelling that math-verify reads as a person would; applied to gold answers too.
 
@@ -67,63 +49,11 @@ def tidy(answer: str) -> str:
     answer = without_outer_braces(_ascii(answer).strip())
     for pattern, replacement in _BEFORE_FONTS:
         answer = pattern.sub(replacement, answer)
-    answer = without_outer_braces(_plain_fonts(answer).strip())
+    answer = braced_arguments(without_outer_braces(plain_fonts(answer).strip()))
     for pattern, replacement in _REWRITES:
         answer = pattern.sub(replacement, answer)
     answer = _in_base(_union_of_half_lines(without_outer_braces(answer)))
-    return _without_units(_listed(answer)).strip()
-
-
-def without_outer_braces(answer: str) -> str:
-    r"""Drop braces that only group: the prompt's `\boxed{{}}` teaches models to double them."""
-    while answer.startswith("{") and answer.endswith("}"):
-        depth = 0
-        for token in re.finditer(r"\\.|[{}]", answer, re.DOTALL):
-            depth += {"{": 1, "}": -1}.get(token.group(), 0)
-            if depth == 0 and token.end() < len(answer):
-                return answer
-        if depth != 0:
-            return answer
-        answer = answer[1:-1].strip()
-    return answer
-
-
-def split_list(answer: str) -> list[str]:
-    r"""The parts of `answer` between commas and semicolons that stand in no bracket and in no environment.
-
-    >>> split_list(r"(1,2), \{3;4\}; 5")
-    ['(1,2)', '\\{3;4\\}', '5']
-    """
-    return [part.strip() for part in split_outside(answer, re.compile("[,;]"))]
-
-
-_NESTING = re.compile(r"\\\\|\\begin\b|\\end\b|\\[{}]|\\.|[(\[{]|[)\]}]", re.DOTALL)
-
-
-def split_outside(answer: str, separator: re.Pattern[str]) -> list[str]:
-    """The parts of `answer` between matches of `separator` that stand in no bracket and in no environment."""
-    nesting, marks = 0, list(separator.finditer(answer))
-    if not marks:
-        return [answer]
-    depths: list[tuple[int, int]] = []  # (position, depth from there on)
-    for token in _NESTING.finditer(answer):
-        symbol = token.group()
-        if symbol in ("(", "[", "{", r"\{", r"\begin"):
-            nesting += 1
-        elif symbol in (")", "]", "}", r"\}", r"\end"):
-            nesting -= 1
-        else:
-            continue
-        depths.append((token.start(), nesting))
-    parts, start, place, depth = [], 0, 0, 0
-    for mark in marks:
-        while place < len(depths) and depths[place][0] < mark.start():
-            depth = depths[place][1]
-            place += 1
-        if depth == 0:
-            parts.append(answer[start : mark.start()])
-            start = mark.end()
-    return [*parts, answer[start:]]
+    return without_units(listed(answer)).strip()
 
 
 def _ascii(answer: str) -> str:
@@ -142,81 +72,6 @@ def _ascii(answer: str) -> str:
         answer = re.sub(rf"{root}\s*(\d+(?:\.\d+)?|[A-Za-zπ])", rf"{command}{{\1}}", answer)
         answer = re.sub(rf"{root}\s*(?=\{{)", command, answer)
     return answer.translate(_TABLE)
-
-
-def _argument(text: str, start: int) -> tuple[str, int] | None:
-    """What stands in the braces that open at `start` (after spaces), and where they end; None without any."""
-    begin = start
-    while begin < len(text) and text[begin] == " ":
-        begin += 1
-    if not text.startswith("{", begin):
-        return None
-    depth = 0
-    for token in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, begin):
-        depth += {"{": 1, "}": -1}.get(token.group(), 0)
-        if depth == 0:
-            return text[begin + 1 : token.start()], token.end()
-    return None
-
-
-def _plain_fonts(text: str) -> str:
-    r"""Without fonts, sizes, colours and invisible commands; words in `\text{}`, whichever command they stood in."""
-    out: list[str] = []
-    done = 0
-    for command in _COMMAND.finditer(text):
-        name = command.group(1)
-        if command.start() < done or name is None or name not in _HANDLED:
-            continue
-        out.append(text[done : command.start()])
-        done = command.end()
-        argument = _argument(text, done)
-        if name in _COLOURED | _IGNORED:
-            done = argument[1] if argument else done
-            argument = _argument(text, done) if name in _COLOURED else None
-            if argument is None:
-                continue
-            done = argument[1]
-            out.append(_plain_fonts(argument[0]))
-        elif argument is None or name in _DELIMITED:
-            out.append("" if name in _FONTS else command.group())
-            if name in _DELIMITED and text.startswith(".", done):  # `\right.`
-                done += 1
-        elif name == "operatorname" and argument[0].strip() in _OPERATORS:
-            done = argument[1]
-            out.append(f"\\{argument[0].strip()} ")
-        else:
-            done = argument[1]
-            content = _plain_fonts(argument[0])
-            first = not "".join(out).strip(" -$({")
-            out.append(_words(content, first) if name in _TEXTS else _font(content, text[done:]))
-    out.append(text[done:])
-    return "".join(out)
-
-
-_HANDLED = _FONTS | _TEXTS | _IGNORED | _COLOURED
-
-
-def _font(content: str, follows: str) -> str:
-    r"""The argument of a command such as `\mathbf`: as it is, words in `\text`."""
-    if re.fullmatch(r"\s*[A-Za-z]{2,}(?:[ .,'-]+[A-Za-z]*)*", content):
-        return rf"\text{{{content}}}"
-    compound = len(content.strip()) > 1 and follows.lstrip().startswith(("^", "_"))
-    return f"{{{content}}}" if compound else content
-
-
-def _words(content: str, first: bool) -> str:
-    r"""The argument of `\text` and its like: numbers and signs in it belong to the mathematics around it."""
-    if re.search(r"(?<![A-Za-z\d])\d|\\(?!\$)|=", content) and "\\text" not in content:
-        pieces, done = [], 0
-        for words in _WORDS.finditer(content):
-            if content[: words.start()].endswith("\\"):  # a command
-                continue
-            pieces += [content[done : words.start()], rf"\text{{{words.group()}}}" if words.group() != "$" else ""]
-            done = words.end()
-        return "".join([*pieces, content[done:]])
-    if first and not re.search(r"[A-Za-z]{2,}", content):  # `\text{(B)}`, `\textbf{x}`
-        return content.replace("$", "")
-    return rf"\text{{{content}}}"
 
 
 _NUMERALS = dict(
@@ -243,6 +98,7 @@ _BEFORE_FONTS: tuple[Rewrite, ...] = (
         lambda match: rf"\begin{{array}}{{{re.sub('[^lcr]', '', match[1])}}}",
     ),
     (re.compile(r"\\(?:[dtc]frac|nicefrac|sfrac)(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}"), r"{\\frac{\1}{\2}}"),
     (re.compile(r"^([^{}]*)\\over(?![A-Za-z])([^{}]*)$"), r"\\frac{\1}{\2}"),
 )
@@ -260,6 +116,7 @@ _REWRITES: tuple[Rewrite, ...] = (
     (re.compile(r"^(\\text\s*\{\s*)?(?:an?|the)\s+(?=[a-z]{3})"), r"\1"),  # "an ellipse"
     (re.compile(r"\\(?:varnothing|O)(?![A-Za-z])|^\\\{\s*\\\}$|^\\text\s*\{\s*empty set\s*\}$"), r"\\emptyset "),
     (re.compile(r"\\([lg]e)q?(?:slant|q)(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(r"\^\s*-\s*(\d+|[A-Za-z])"), r"^{-\1}"),  # 10^-5, in which TeX raises only the sign
     (re.compile(r"\\langle(?![A-Za-z])"), "("),
     (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
     # "x \in [1, 2]" names the interval that it equals; math-verify reads an equation of a symbol and a set.
@@ -327,40 +184,3 @@ def _in_base(answer: str) -> str:
             if base > 1 and digits and all(digit in known for digit in digits.upper()):
                 return f"{match['digits'].upper()}_{{{base}}}"
     return answer
-
-
-_TEXT = r"\\text\s*\{[^{}]*\}"
-_CONJUNCTION = re.compile(
-    r"\\text\s*\{([^{}]*?)(?:\b(?:and|or)\b|[,;])([^{}]*)\}(?=.*[0-9A-Za-z])|,?\s*(?<![\\A-Za-z])(?:and|or)(?![A-Za-z])"
-)
-_UNIT = rf"(?:\s*(?:/|\*|\\cdot(?![A-Za-z]))?\s*{_TEXT}(?:\s*\^\s*\{{?\s*-?\d\s*\}}?)?)"
-_UNITS = re.compile(
-    rf"(?<=[^\s(\[{{,;=])(?:{_UNIT}+|\s*\\frac\s*\{{\s*{_TEXT}\s*\}}\s*\{{\s*{_TEXT}\s*\}})(?=\s*(?:[,;)\]]|\\\}}|$))"
-)
-
-
-def _is_words(answer: str) -> bool:
-    return not re.search(r"[0-9A-Za-z]", re.sub(_TEXT, "", answer))
-
-
-def _listed(answer: str) -> str:
-    r"""Parts joined by "and" or "or", in words of any kind, as a list: `5 \text{ apples and } 6`."""
-    if _is_words(answer):
-        return answer
-
-    def separate(match: re.Match[str]) -> str:
-        if match[1] is None:
-            return ", "
-        before, after = (rf"\text{{{words}}}" if words.strip() else "" for words in match.groups())
-        return f"{before}, {after}"
-
-    answer = re.sub(r"\\(?:lor|vee)(?![A-Za-z])", ",", answer) if "=" in answer else answer
-    answer = re.sub(r"^\\text\s*\{\s*(?:either|both)\s*\}\s*", "", answer)
-    if r"\text" in answer or " and " in answer or " or " in answer:
-        answer = re.sub(r"\s*(?:,\s*)?,\s+", ", ", _CONJUNCTION.sub(separate, answer))
-    return answer
-
-
-def _without_units(answer: str) -> str:
-    """Without the words behind a number, and those behind each number of a list."""
-    return answer if _is_words(answer) else _UNITS.sub("", answer)

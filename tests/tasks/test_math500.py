@@ -106,7 +106,7 @@ def test_prompt_is_the_papers_to_the_letter(rows_file):
 def test_configuration(rows_file):
     task = manager(rows_file).load(["math500"])["tasks"]["math500"]
     assert task.config.generation_kwargs == {"until": [], "max_gen_toks": 3072, "do_sample": False}
-    assert (task.VERSION, task.config.num_fewshot, task.config.repeats) == (1.2, 0, 1)
+    assert (task.VERSION, task.config.num_fewshot, task.config.repeats) == (1.3, 0, 1)
     assert task.config.dataset_path == MATH500 == "HuggingFaceH4/MATH-500"
 
 
