@@ -27,7 +27,7 @@ def readings(answer: str, gold: str) -> list[list[Pair]]:
     >>> readings("4+1=5", "5"), readings(r"12.5\%", "0.125")
     ([[('5', '5'), ('4+1', '5')]], [[('12.5', '0.125')], [('\\frac{12.5}{100}', '0.125')]])
     """
-    answer = _without_label(answer, gold)
+    answer, gold = _half_day(_without_label(answer, gold), gold)
     needed: list[Pair] = []
     if not _has_equation(gold):
         answer, needed = _value(answer)
@@ -59,6 +59,16 @@ def _without_label(answer: str, gold: str) -> str:
     if _LETTER.fullmatch(gold):
         return letter
     return match["rest"].lstrip(" :.") if match["rest"].strip(" :.") and letter not in gold else answer
+
+
+_HALF_DAY = re.compile(r"\s*\\text\{[ap]m\}")
+
+
+def _half_day(answer: str, gold: str) -> tuple[str, str]:
+    """Both times without "am" and "pm", if one of them has neither: it may be left out, but a wrong one is wrong."""
+    if _HALF_DAY.search(answer) and _HALF_DAY.search(gold):
+        return answer, gold
+    return _HALF_DAY.sub("", answer), _HALF_DAY.sub("", gold)
 
 
 _WORD_NAMES = (
@@ -140,7 +150,8 @@ def _pieces(answer: str, gold: str) -> list[Pair] | None:
         return [(answer, gold)]
     if len(mine) != len(theirs) or any(_plain(m) != _plain(t) for m, t in zip(mine[1::2], theirs[1::2], strict=True)):
         return None
-    return [(m.strip(), t.strip()) for m, t in zip(mine[::2], theirs[::2], strict=True)]
+    pairs = [(m.strip(), t.strip()) for m, t in zip(mine[::2], theirs[::2], strict=True)]
+    return [pair for pair in pairs if any(pair)]  # nothing stands behind the words in `5 \text{ squared}`
 
 
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")

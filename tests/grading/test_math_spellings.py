@@ -89,7 +89,46 @@ BOXED = {
           r"5 \text{ to } \text{6}", r"5 \text{ or maybe } \frac{6}{1}", r"\text{either } 5 \text{ or } 6"]),
         ("5, 6", [r"5 \text{ apples and } 6 \text{ oranges}", r"5 \text{ or } 6"],
          [r"5 \text{ apples and } 7 \text{ oranges}"]),
-        (r"5 \text{ feet } 6 \text{ inches}", [r"5\text{ feet }6\text{ inches}", r"5 \text{ feet } 6"], ["5", "11"]),
+        ("5", ["5 dollars", "5 apples", "5 miles per hour", "5 km/h", "5 m/s", "5 cm", "5 cm^2", "5 square units",
+               "5 in", "5^{th}", r"5^{\text{th}}", r"5^\text{th}", r"5\text{th}", "5th", "5th floor", "5 times",
+               r"5 \text{ inches squared}", r"5 \text{ quarters}", r"5 \text{ times}", "5 ways to choose",
+               "x = 5 integers", r"5\text{ m}", "5 inches^2"],
+         [r"5 \text{ squared}", "5 squared", r"5\text{ cubed}", r"5 \text{ factorial}", r"5 \text{ or more}",
+          "5 or more", r"5 \text{ units or less}", r"5 \text{ and a half}", "5 and a half", r"5 \text{ halves}",
+          r"5\text{ tenths}", r"5\text{ pi}", r"5\text{x}", r"5\text{i}", r"5 \text{ hours and thirty minutes}",
+          "5 xy", "5 abc", "5^{n}", r"5 \text{ degrees below zero}", r"5 \text{ more than } x", "5 mod 3",
+          "5 times 6", "5 choose 2", "5 abcd", "5 theta", "6 dollars", "6^{th}", "5 feet 6 inches",
+          "5 dollars and 6 cents"]),
+        ("3.50", ["3.50 dollars", r"\$3.50", r"3.5 \text{ dollars}"], ["35 dollars", "3.05 dollars"]),
+        (r"\frac34", [r"\frac{3}{4} inches", r"\frac34 mile", "3/4 cups", "0.75 miles"], [r"\frac{4}{3} inches"]),
+        ("18+2\\pi", [r"18+2\pi square units", r"18 + 2\pi\text{ cm}"], ["20 square units", r"18+\pi cm"]),
+        ("5, 6", ["5 apples and 6 oranges", "5 cm, 6 cm"], ["5 apples and 7 oranges"]),
+        ("5!", [r"5!"], ["5", r"5 \text{ units}"]),
+        ("0.3", ["0.3", "0.3 miles"], [r"0.3\text{ repeating}", "0.3 repeating"]),
+        (r"5 \text{ squared}", [r"5\text{ squared}", r"5.0 \text{ squared}"],
+         ["5", r"5 \text{ cubed}", r"6\text{ squared}"]),
+        (r"5 \text{ feet } 6 \text{ inches}", [r"5\text{ feet }6\text{ inches}", r"5 \text{ feet } 6",
+                                               "5 feet 6 inches"],
+         ["5", "11"]),
+    ],
+    "scales": [
+        ("1250000", [r"1.25 \text{ million}", "1.25 million", "1,250,000", r"\$1.25 \text{ million}",
+                     "1.25 million dollars", r"1\frac14 \text{ million}", r"1\frac{1}{4}\text{ million people}",
+                     r"1250 \text{ thousand}"],
+         [r"1.25", r"1.25 \text{ thousand}", r"1.25 \text{ billion}", "125 million", r"1.25 \text{ millionths}"]),
+        (r"1.25 \text{ million}", [r"1.25 \text{ million}", "1250000", "1,250,000"],
+         ["1.25", r"1.25 \text{ thousand}"]),
+        ("36", [r"3 \text{ dozen}", "3 dozen eggs", "36 eggs"], ["3", r"36 \text{ dozen}", r"3\text{ hundred}"]),
+        ("500000", [r"5 \text{ hundred thousand}", "500 thousand", r"\frac12\text{ million}"], [r"5 \text{ hundred}"]),
+        ("5", ["5"],
+         [r"5 \text{ million}", r"5\text{ thousand}", "5 hundred", r"5 \text{ dozen}", r"5 \text{ hundredths}",
+          r"1/5 \text{ million}", r"x\text{ million}"]),
+    ],
+    "times of day": [
+        (r"7 \text{ PM}", [r"7\text{ p.m.}", "7 PM", "7:00 PM", r"7\!:\!00 \text{ P.M.}", "7 pm", "7"],
+         [r"7 \text{ AM}", "7 a.m.", "8 PM", "7:30 PM", "19"]),
+        ("7", [r"7 \text{ AM}", "7:00 pm"], ["8 AM", "7:30 AM"]),
+        (r"12:30 \text{ p.m.}", ["12:30 PM", r"12:30\text{ pm}", "12:30"], ["12:30 AM", "12:45 PM", "12.5"]),
     ],
 }  # fmt: skip
 
@@ -104,6 +143,20 @@ def test_boxed_answers(kind):
         if grade_math(rf"So $\boxed{{{answer}}}$.", gold, 30) is not verdict
     ]
     assert disagreements == []
+
+
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [
+        ("The answer is 5 dollars.", "5"),
+        ("The answer is $60$ miles per hour.", "60"),
+        ("The answer is 1.25 million dollars.", "1250000"),
+        ("Answer: 7 p.m.", r"7 \text{ PM}"),
+    ],
+)
+def test_units_in_an_announcement(text, gold):
+    assert grade_math(text, gold, 30)
+    assert not grade_math(text, "3", 30)
 
 
 @pytest.mark.parametrize(
