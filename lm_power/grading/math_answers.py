@@ -36,9 +36,16 @@ _ANNOUNCEMENT = re.compile(
 _MARKUP = re.compile(r"(?<!\\)\\[()\[\]]|(?<!\\)\$|\*\*|`|^[#>}]+|^\*|\*$")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|,?\s+(?:since|because|which)\b")
 _NO_ANSWER = re.compile(
-    r"(?:not |in|un)?(?:correct|right|wrong|reasonable|valid|clear|unique|known|obvious|as follows|below|above)\W*",
+    r"(?:not |in|un)?(?:correct|right|wrong|reasonable|valid|clear|unique|known|obvious|easy|simple|straightforward|"
+    r"trivial|immediate|surprising|given|required|as follows|below|above)\W*",
     re.IGNORECASE,
 )
+_PLACEHOLDER = re.compile(
+    r"(?:\\text\s*)?[{\s$]*(?:LETTER|(?:the |your )?(?:final )?answer|\.\.\.|…|\\[lc]?dots)[}\s$.]*", re.IGNORECASE
+)
+_EXAMPLE = re.compile(r"\b(?:ex|e\.g)\.,?\s*['\"`$]*$")
+_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+_THOUGHT_END = re.compile(r"</think(?:ing)?>")
 _NEXT_PROBLEM = re.compile(
     r"Can you solve the following math problem\?|Answer the following multiple choice question\.|"
     r"<\|(?:im_start|endoftext|user|eot_id|start_header_id|end)\|>|\[INST\]|"
@@ -52,14 +59,15 @@ _NEXT_PROBLEM = re.compile(
 def extract_answer(text: object) -> str | None:
     r"""The final answer that `text` states, as LaTeX without its box, or None.
 
-    The last complete `\boxed{...}` (or `\fbox{...}`) that is not empty: the prompt's own `\boxed{{}}`,
-    repeated by a base model, is not an answer. Boxes joined only by commas, "and", "or" and names (`x =`) are one
-    answer of several parts, so that naming two values when one is right is wrong. Without any box: what follows
-    the last "answer is" or "answer:" up to the end of its sentence (a departure from the paper, which
+    The last complete `\boxed{...}` (or `\fbox{...}`) that holds an answer: the prompt's own `\boxed{{}}`, repeated by a
+    base model, does not, nor do `\boxed{answer}` and a box behind "e.g.". Boxes joined only by commas, "and", "or" and
+    names (`x =`) are one answer of several parts, so that naming two values when one is right is wrong. Without any
+    box: what follows the last "answer is" or "answer:" up to the end of its sentence (a departure from the paper, which
     counts boxes only). A text that opens a box and never closes one has no answer.
 
-    A base model does not stop at its answer and may pose itself another problem. Only the text before such a problem is
-    read (`before_next_problem`).
+    What a model thinks is not read: `<think>` to `</think>`, all before a `</think>` whose beginning is in the prompt,
+    and all after a `<think>` that is never closed. A base model does not stop at its answer and may pose itself another
+    problem. Only the text before such a problem is read (`before_next_problem`).
 
     >>> extract_answer(r"so $x = \boxed{\frac{1}{2}}$.")
     '\\frac{1}{2}'
@@ -70,7 +78,7 @@ def extract_answer(text: object) -> str | None:
     """
     if not isinstance(text, str):
         return None
-    text = before_next_problem(text[-SEARCHED_CHARS:])
+    text = before_next_problem(_without_thoughts(text[-SEARCHED_CHARS:]))
     boxes, box_opened = _boxes(text)
     if boxes:
         answer: str | None = _last_group(text, boxes)
@@ -82,34 +90,46 @@ def extract_answer(text: object) -> str | None:
 
 
 def last_box(text: object) -> str | None:
-    r"""The content of the last complete box that is not empty, and nothing else; None without one.
+    r"""The content of the last complete box that holds an answer, as in `extract_answer`; None without one.
+
+    Nothing outside boxes counts, also where another problem is posed.
 
     >>> last_box(r"\boxed{A} or \boxed{B}, so \boxed{{C}}"), last_box("The answer is D.")
     ('C', None)
     """
-    boxes, _ = _boxes(before_next_problem(text[-SEARCHED_CHARS:])) if isinstance(text, str) else ([], False)
+    if not isinstance(text, str):
+        return None
+    boxes, _ = _boxes(before_next_problem(_without_thoughts(text[-SEARCHED_CHARS:]), only_boxes=True))
     return boxes[-1][2] if boxes and len(boxes[-1][2]) <= LONGEST_ANSWER else None
 
 
-def before_next_problem(text: str) -> str:
+def before_next_problem(text: str, only_boxes: bool = False) -> str:
     r"""`text` up to where another problem begins, if an answer stands before that; else all of it.
 
     Another problem begins with the prompt of one of our tasks, with a chat's next turn, or with a line that begins
-    with "Problem:", "Question 2" and the like. One that begins without any such sign is not recognised.
+    with "Problem:", "Question 2" and the like. One that begins without any such sign is not recognised. An answer is a
+    box or, unless `only_boxes`, a sentence that announces a value; "the answer is easy to check" announces none, and a
+    model may well restate its own problem after it.
 
     >>> before_next_problem("So \\boxed{4}.\n\nQuestion: What is 3+4? \\boxed{7}")
     'So \\boxed{4}.\n\n'
-    >>> before_next_problem("Question: What is 3+4? \\boxed{7}") == "Question: What is 3+4? \\boxed{7}"
+    >>> restated = "The answer is easy to check.\n\nQuestion: What is 3+4? \\boxed{7}"
+    >>> before_next_problem(restated) == restated
     True
     """
     if not _NEXT_PROBLEM.search(text):
         return text
     boxes, _ = _boxes(text)
     answered = [boxes[0][1]] if boxes else []
-    announcement = next(_usable_announcements(text), None)
+    announcement = None if only_boxes else next(_announced_values(text), None)
     answered += [announcement] if announcement is not None else []
     following = _NEXT_PROBLEM.search(text, min(answered)) if answered else None
     return text[: following.start()] if following else text
+
+
+def _without_thoughts(text: str) -> str:
+    said = _THOUGHT.sub("", text)
+    return said[max((end.end() for end in _THOUGHT_END.finditer(said)), default=0) :]
 
 
 def _boxes(text: str) -> tuple[list[tuple[int, int, str]], bool]:
@@ -135,7 +155,15 @@ def _boxes(text: str) -> tuple[list[tuple[int, int, str]], bool]:
             bare = _BARE_BOX.match(text, token.end())
             if bare:  # `\boxed 5`
                 found.append((token.start(), bare.end(), bare.group().strip()))
-    return [box for box in found if box[2]], opened
+    return [box for box in found if _holds_an_answer(text, box)], opened
+
+
+def _holds_an_answer(text: str, box: tuple[int, int, str]) -> bool:
+    """Not so a box that is empty, or tells where to put the answer: the prompts' own, for example."""
+    start, _, content = box
+    return (
+        bool(content) and not _PLACEHOLDER.fullmatch(content) and not _EXAMPLE.search(text[max(start - 12, 0) : start])
+    )
 
 
 def _last_group(text: str, boxes: list[tuple[int, int, str]]) -> str:
@@ -148,11 +176,17 @@ def _last_group(text: str, boxes: list[tuple[int, int, str]]) -> str:
     return ", ".join(dict.fromkeys(reversed(group)))
 
 
-def _usable_announcements(text: str) -> Iterator[int]:
-    """Where an answer ends that "answer is" or the like announces, for each in turn."""
+def _announced_values(text: str) -> Iterator[int]:
+    """Where an answer ends that "answer is" or the like announces, for each in turn that is a value."""
     for match in _ANNOUNCEMENT.finditer(text):
-        if _announced_at(text, match.end()):
+        if (answer := _announced_at(text, match.end())) and _is_value(answer):
             yield match.end()
+
+
+def _is_value(answer: str) -> bool:
+    """Whether an announced answer is a number or formula, with a unit of at most three words, or a single word."""
+    words = [word for word in _WORDS.findall(answer) if word.lower() not in ("a", "an", "the")]
+    return len(words) <= (3 if re.search(r"[0-9\\]", answer) else 1)
 
 
 def _announced(text: str) -> str | None:
@@ -182,4 +216,5 @@ def _announced_at(text: str, start: int) -> str | None:
 
 
 _LINE = re.compile(r"[^\n]+")
+_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _BORDER = re.compile(r"\n|[.!?](?=\s|$)")

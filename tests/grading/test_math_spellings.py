@@ -3,7 +3,7 @@
 import pytest
 from grading.math_verdicts import grade_math
 
-from lm_power.grading.math_answers import extract_answer
+from lm_power.grading.math_answers import extract_answer, last_box
 from lm_power.grading.math_grader import MathGrader
 
 # Per kind: (gold answer, right answers, wrong answers), all as they stand in a box.
@@ -203,6 +203,62 @@ def test_what_a_text_says(text, answer):
 def test_a_base_model_that_poses_itself_another_problem(own, next_problem):
     assert extract_answer(own + next_problem) == "4"
     assert extract_answer("Nothing yet." + next_problem) in ("7", None)
+
+
+@pytest.mark.parametrize(
+    "problem", ["\n\nProblem: $2+2$\n\n", "\n\n**Question:** What is $2+2$?\n", "\nTask 1. Add.\n"]
+)
+@pytest.mark.parametrize(
+    "no_answer",
+    [
+        "The answer is easy to check by hand.",
+        "The answer is determined by the sum.",
+        "The answer to this depends on the sum, and the answer is obviously large.",
+        "The answer: let us look for it.",
+        "I shall put it in \\boxed{answer}.",
+        "The last line is to be '\\boxed{}', e.g. '\\boxed{5}'.",
+        "The form is $\\boxed{\\text{your answer}}$ or $\\boxed{\\ldots}$.",
+        "<think>\nMaybe the answer is 5? No.\n</think>",
+        "<think>\nPerhaps \\boxed{5}.\n</think>",
+        "Perhaps \\boxed{5}.\n</think>",
+    ],
+)
+def test_a_problem_that_is_restated_before_any_answer(no_answer, problem):
+    """Guards against cutting off the answer where no answer has been given yet."""
+    assert extract_answer(f"{no_answer}{problem}It is $\\boxed{{4}}$.") == "4"
+    assert extract_answer(f"{no_answer}{problem}The answer is 4.") in ("4", None)  # None: an unfilled box stands before
+    assert last_box(f"{no_answer}{problem}It is $\\boxed{{4}}$.") == "4"
+
+
+@pytest.mark.parametrize(
+    "answer", ["4", "$x^2$", "$\\frac12$", "60 miles per hour", "Evelyn", "an ellipse", "(C)", "x", "4 square units"]
+)
+def test_an_announced_value_ends_the_reading(answer):
+    text = f"The answer is {answer}.\n\nProblem: What is $3+4$? "
+    assert extract_answer(text + "The answer is 7.") == extract_answer(f"The answer is {answer}.")
+    assert extract_answer(text + "\\boxed{7}") == extract_answer(f"The answer is {answer}.")
+    assert last_box(text + "\\boxed{7}") == "7"  # where only boxes count
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>It may be \\boxed{5}.</think>\nSo \\boxed{4}.", "4"),
+        ("It may be \\boxed{5}.</think>\nThe answer is 4.", "4"),
+        ("So \\boxed{4}.\n\nQuestion 2: What is 3+4?\n<think>Easy.</think>\n\\boxed{7}", "4"),
+        ("So \\boxed{4}.<think>Or \\boxed{5}?", "4"),
+        ("<thinking>One \\boxed{5}</thinking>No: \\boxed{4}<thinking>or \\boxed{6}</thinking>.", "4"),
+        ("<think>It may be \\boxed{5}, or", None),
+        ("<think>It is \\boxed{5}.</think>", None),
+    ],
+)
+def test_thoughts_are_not_read(text, answer):
+    assert (extract_answer(text), last_box(text)) == (answer, answer if "is 4." not in text else None)
+
+
+@pytest.mark.parametrize("text", ["<think>" * 25_000, "</think>" * 25_000, "e.g. \\boxed{5} " * 10_000])
+def test_long_thoughts_are_left_out_in_linear_time(text):
+    extract_answer(text)
 
 
 @pytest.mark.parametrize("text", ["\n" * 200_000, "answer:" + "\n" * 190_000, "answer to " * 20_000, "#" * 200_000])

@@ -66,7 +66,7 @@ def test_prompt_is_the_papers(folder):
     )
     assert {doc[letter] for letter in "ABCD"} == {"1", "2", "3", "4"}
     assert doc[task.doc_to_target(doc)] == "1"
-    assert (len(task.eval_docs), task.VERSION, doc["Record ID"]) == (4, 1.1, "rec0")
+    assert (len(task.eval_docs), task.VERSION, doc["Record ID"]) == (4, 1.2, "rec0")
     assert "not to be asked" not in json.dumps(doc)
 
 

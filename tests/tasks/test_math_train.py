@@ -64,7 +64,7 @@ def test_prompt_and_grading_are_those_of_math500(files):
         "and put your final answer within \\boxed{{}}."
     )
     assert task.process_results(doc, [[rf"\boxed{{{doc['answer']}.0}}"]]) == {"acc": 1.0}
-    assert (task.VERSION, task.config.dataset_path) == (1.1, "EleutherAI/hendrycks_math")
+    assert (task.VERSION, task.config.dataset_path) == (1.2, "EleutherAI/hendrycks_math")
 
 
 def test_the_draw_depends_on_the_seed_only(files):
