@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lm_power.data.loading import load_hub, load_local, normalised
 from lm_power.errors import DataError
 from lm_power.grading.math_answers import last_box
+from lm_power.grading.math_latex import FONTS, TEXTS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,9 +26,19 @@ WAY_OUT = (
     "gpqa_extended.csv; or .jsonl): --metadata gpqa_folder=PATH"
 )
 
-_LETTER = re.compile(r"\(?([A-Da-d])\)?[.):]?")
-_LETTER_AND_TEXT = re.compile(r"\(?([A-D])[.):]\s*\S.*", re.DOTALL)
-_DRESS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathsf|bf|rm)(?![A-Za-z])|[{}$]|\\[ ,;:!()\[\]]|\*\*")
+_DRESS = re.compile(
+    rf"\\(?:{'|'.join(sorted(FONTS | TEXTS | {'mathcal', 'mathbb', 'mathfrak', 'mathscr'}))})(?![A-Za-z])"
+    r"|\\[ ,;:!()\[\]{}]|\\q?quad(?![A-Za-z])|[{}$`'\"‘’“”~]|\*\*"
+)
+_ANNOUNCEMENT = re.compile(
+    r"(?:the\s+)?(?:(?:correct|right|final|best)\s+)?(?:option|choice|answer|letter)(?:\s+is\b|\s*[:=]|(?![a-z]))\s*",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(r"[(\[]?([A-D])[)\]]?[.,:;)]?", re.IGNORECASE)
+_LETTER_AND_TEXT = re.compile(r"(?:[(\[]?([A-Da-d])(?:[)\]][.:]?|[.:])\s*|([A-D])\s+[-–—]{1,3}\s+)(\S.*)", re.DOTALL)
+_ANOTHER_LETTER = re.compile(r"(?:[,;/&]|and\b|or\b)\s*(?:(?:and|or)\s)?\s*[(\[]?[A-D](?![A-Za-z])|[(\[][A-D][)\]]")
+"""Where the text behind a letter begins with another one: `(A) or (B)`, `A), B)`."""
+_LONE_LETTER = re.compile(r"[A-D]")
 
 
 def load_gpqa(name: str, gpqa_folder: str | None = None) -> list[dict[str, str]]:
@@ -100,15 +111,26 @@ def arrange(row: dict[str, Any]) -> dict[str, str]:
 def extract_letter(completion: object) -> str | None:
     r"""The letter in the completion's last box, or None: nothing outside a box counts.
 
+    The letter may be announced ("Option B", "Answer: B") and followed by the text of its choice, behind a bracket, a
+    full stop, a colon or a dash between spaces. A box that names two letters names none.
+
     >>> extract_letter(r"So \boxed{\text{(B)}}."), extract_letter(r"\boxed{C) 5 m}"), extract_letter("Answer: D")
     ('B', 'C', None)
+    >>> extract_letter(r"\boxed{\text{Option B}}"), extract_letter(r"\boxed{(A) and (B)}")
+    ('B', None)
     """
     box = last_box(completion)
     if box is None:
         return None
-    bare = _DRESS.sub("", box).strip()
-    match = _LETTER.fullmatch(bare) or _LETTER_AND_TEXT.fullmatch(bare)
-    return match[1].upper() if match else None
+    bare = _DRESS.sub(lambda match: " " if match[0][-1] in " ,;:d~" else "", box).strip()
+    while announced := _ANNOUNCEMENT.match(bare):
+        bare = bare[announced.end() :]
+    if match := _LETTER.fullmatch(bare):
+        return match[1].upper()
+    match = _LETTER_AND_TEXT.fullmatch(bare)
+    if match is None or _ANOTHER_LETTER.match(match[3]) or (match[2] and _LONE_LETTER.fullmatch(match[3])):  # A - B
+        return None
+    return (match[1] or match[2]).upper()
 
 
 def _local_file(folder: str, name: str) -> Path:

@@ -17,7 +17,7 @@ LONGEST_ANSWER = 1_000
 """An answer of more characters than this is malformed; the longest of MATH has under 200."""
 
 _BOX_TOKENS = re.compile(r"\\{1,3}(?:boxed|fbox)(?![A-Za-z])\s*|\\.|[{}]", re.DOTALL)
-_BARE_BOX = re.compile(r"-?\d[\d.,]*(?:/\d+)?|-?\\[A-Za-z]+[^$\s]*")
+_BARE_BOX = re.compile(r"-?\d[\d.,]*(?:/\d+)?|-?\\[A-Za-z]+[^$\s]*|[A-Za-z](?=\s*(?:[$.,;]|\\[)\]]|\n|$))")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;&()]|\\[\[\](),;: ]|\\q?quad(?![A-Za-z])|\\(?:lor|vee|land|wedge)(?![A-Za-z])|"
     r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|"
@@ -153,7 +153,7 @@ def _boxes(text: str) -> tuple[list[tuple[int, int, str]], bool]:
             pending = (token.start(), token.end())
             opened = opened or text.startswith("{", token.end())
             bare = _BARE_BOX.match(text, token.end())
-            if bare:  # `\boxed 5`
+            if bare:  # `\boxed 5`, `\boxed B.`, but no prose: `\boxed a number`
                 found.append((token.start(), bare.end(), bare.group().strip()))
     return [box for box in found if _holds_an_answer(text, box)], opened
 

@@ -122,6 +122,9 @@ def test_letters_are_balanced():
         (r"\boxed{A} and then \boxed{", "A"),
         (r"\boxed{A} as '\boxed{}'", "A"),
         (r"\boxed{$LETTER}", None),
+        (r"so $\boxed B$", "B"),
+        (r"so \boxed B.", "B"),
+        (r"use \boxed a lot", None),
         (r"\boxed{A, B}", None),
         (r"\boxed{AB}", None),
         (r"\boxed{E}", None),
@@ -135,6 +138,46 @@ def test_letters_are_balanced():
 )
 def test_letters_from_boxes(text, letter):
     assert extract_letter(text) == letter
+
+
+NAMES_B = [
+    r"\text{Option B}", r"Option\ B", r"\text{Answer: B}", r"\text{The correct answer is (B)}", r"\boldsymbol{B}",
+    r"\textsf{B}", r"\textup{B}", r"\mathcal{B}", "B - 5 m", "B -- 5 m", "b) 5 m", "b. 5 m", "(b) 5 m", "'B'", '"B"',
+    "`B`", "“B”", "$LETTER = B$", "LETTER: B", "[B]", "B,", "B;", "{(B)}", r"\textbf{(B)}\ 5", r"\text{(B) }10^{-4}",
+    r"\text{Choice B: } 5 \text{ m}", r"B:\quad 5", "B) vitamin C", "B. A and C react", "B) and so on",
+]  # fmt: skip
+NAMES_NONE = [
+    "A - B", "b - 5", "B-5", "B 5 m", "A) or B)", "(A) and (B)", "(A), (B)", "A. / C.", "(A) (B)", "Option A or B",
+    "not B", r"\text{Neither}", "option", "Answer", "Options", "B m", "BC", "$LETTER", "Answer: E", "a number",
+]  # fmt: skip
+
+
+def test_spellings_of_a_letter():
+    """Plausible boxes were read as no answer, and `(A) and (B)` as A."""
+    assert [box for box in NAMES_B if extract_letter(rf"So $\boxed{{{box}}}$.") != "B"] == []
+    assert [box for box in NAMES_NONE if extract_letter(rf"So $\boxed{{{box}}}$.") is not None] == []
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "The last line must be '\\boxed{$LETTER}'.",
+        "The answer is determined by the energy.",
+        "The answer is 5 eV.",
+        "<think>\nPerhaps \\boxed{A}.\n</think>",
+    ],
+)
+def test_a_question_that_is_restated_before_any_box(start):
+    assert extract_letter(start + "\n\n**Question:** Which gas?\n\nIt is helium.\n\n\\boxed{B}") == "B"
+
+
+def test_the_prompt_repeated_is_no_answer(folder):
+    task = load(folder)
+    prompt = task.doc_to_text(task.eval_docs[0])
+    assert r"\boxed{$LETTER}" in prompt and r"\boxed{A}" in prompt
+    assert extract_letter(prompt) is None
+    assert extract_letter(f"{prompt}\nIt is \\boxed{{B}}.") == "B"
+    assert extract_letter(f"It is \\boxed{{B}}.\n\n{prompt}\nIt is \\boxed{{C}}.") == "B"
 
 
 def test_grading(folder):
