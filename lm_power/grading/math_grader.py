@@ -24,6 +24,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from lm_power.errors import MissingPackageError, UnavailableError
 from lm_power.grading.math_readings import Pair, readings, settled
 from lm_power.grading.math_spelling import tidy
 from lm_power.grading.math_worker import PATIENCE
@@ -40,6 +41,8 @@ WORKER = Path(__file__).with_name("math_worker.py")
 
 CPU_LIMIT_SIGNAL = getattr(signal, "SIGPROF", 0)
 """What ends a worker whose CPU time is used up; `math_worker.arm_alarms` sets the clock."""
+
+_REMEDY = "pip install 'math-verify[antlr4_13_2]'"
 
 _MEANING = {
     "timeout": "took longer than the time limit",
@@ -67,10 +70,20 @@ def math_equal(answer: str, gold: str, time_limit: float = TIME_LIMIT) -> bool:
     return _default_grader().equal(answer, gold, time_limit)
 
 
+@cache
 def require_math_verify() -> None:
-    """Raise ImportError if math-verify is missing: call it before a model spends hours on completions."""
-    if importlib.util.find_spec("math_verify") is None:
-        raise ImportError("grading needs math-verify, which is not installed: pip install 'math-verify[antlr4_13_2]'")
+    """Have a worker compare two numbers, once per process: call it before a model spends hours on completions.
+
+    Raises MissingPackageError if math-verify or a package that it needs is missing or broken, UnavailableError if
+    the worker does not start.
+    """
+    if importlib.util.find_spec("math_verify") is None:  # known in no time
+        raise MissingPackageError(f"grading needs math-verify, which is not installed: {_REMEDY}")
+    grader = MathGrader()
+    try:
+        grader.start()
+    finally:
+        grader.close()  # grading may be hours away
 
 
 @cache
@@ -106,7 +119,7 @@ class MathGrader:
     def equal(self, answer: str, gold: object, time_limit: float = TIME_LIMIT) -> bool:
         """Whether two answers in LaTeX, without box, are mathematically equal.
 
-        Raises ValueError for a time limit that is not positive, ImportError if the worker lacks math-verify.
+        Raises ValueError for a time limit that is not positive; else as `start`.
         """
         if not time_limit > 0:
             raise ValueError(f"time_limit={time_limit}: must be a positive number of seconds")
@@ -130,6 +143,14 @@ class MathGrader:
                 return self._verdict(*pair, time_limit)
             except _NotKept:
                 return False
+
+    def start(self) -> None:
+        """Start the worker, which makes a first comparison, unless it runs.
+
+        Raises MissingPackageError if math-verify does not work in it, UnavailableError if it does not start.
+        """
+        with self._lock:
+            self._running()
 
     def close(self) -> None:
         """End the worker; the next answer starts another."""
@@ -182,8 +203,9 @@ class MathGrader:
             if greeting is None or "error" in greeting:
                 self.close()
                 if greeting is not None:
-                    raise ImportError(f"math-verify does not work in {sys.executable}: {greeting['error']}")
-                raise RuntimeError(f"the grading process did not start: {sys.executable} {self._worker}")
+                    why = f"math-verify does not work in {sys.executable}: {' '.join(greeting['error'].split())}"
+                    raise MissingPackageError(f"{why}: {_REMEDY}")
+                raise UnavailableError(f"the grading process did not start: {sys.executable} {self._worker}")
         return self._process
 
     def _note(self, kind: str, answer: str) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from grading.math_verdicts import VERDICTS, grade_math
 
+from lm_power.errors import MissingPackageError, UnavailableError
 from lm_power.grading.math_answers import extract_answer
-from lm_power.grading.math_grader import MathGrader
+from lm_power.grading.math_grader import MathGrader, require_math_verify
 from lm_power.grading.math_readings import settled
 from lm_power.grading.math_spelling import tidy
 from lm_power.grading.math_worker import PATIENCE, float_digits, make_compare
@@ -177,11 +178,51 @@ def test_a_bad_worker_means_wrong(tmp_path, behaviour, kind):
 def test_a_worker_that_cannot_start_says_why(tmp_path):
     worker = tmp_path / "worker.py"
     worker.write_text('print(\'{"error": "ImportError: no math_verify"}\')')
-    with pytest.raises(ImportError, match="no math_verify"):
+    with pytest.raises(MissingPackageError, match=r"no math_verify: pip install 'math-verify"):
         MathGrader(worker).equal("1", "1/2")
     worker.write_text("raise SystemExit(1)")
-    with pytest.raises(RuntimeError, match="did not start"):
+    with pytest.raises(UnavailableError, match="did not start"):
         MathGrader(worker).equal("1", "1/2")
+
+
+@pytest.fixture
+def unchecked():
+    require_math_verify.cache_clear()
+    yield
+    require_math_verify.cache_clear()
+
+
+def test_a_math_verify_that_is_broken_is_found_before_sampling(tmp_path, monkeypatch, unchecked):
+    """It is installed, but a package that it needs cannot be imported; that was found after hours, with a traceback."""
+    broken = tmp_path / "antlr4"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise ImportError('made for\\nanother Python')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(MissingPackageError, match=r"does not work in .*pip install 'math-verify") as error:
+        require_math_verify()
+    assert "\n" not in str(error.value)
+    monkeypatch.delenv("PYTHONPATH")
+    require_math_verify()  # a failure is not remembered
+
+
+def test_a_math_verify_that_is_missing_is_an_error_of_ours(monkeypatch, unchecked):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"not installed: pip install"):
+        require_math_verify()
+
+
+def test_math_verify_is_tried_once_and_leaves_no_process(monkeypatch, unchecked):
+    started = []
+    popen = subprocess.Popen
+
+    def start(*args, **kwargs):
+        started.append(popen(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    require_math_verify()
+    require_math_verify()
+    assert len(started) == 1 and started[0].poll() is not None
 
 
 def test_a_worker_killed_between_answers_is_replaced():
