@@ -63,12 +63,14 @@ def run(arguments: argparse.Namespace) -> None:
         }
         for document, completion in zip(documents, chosen, strict=True)
     ]
-    output.parent.mkdir(parents=True, exist_ok=True)
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("x", encoding="utf-8") as out:
             json.dump(outputs, out, ensure_ascii=False, indent=2)
-    except FileExistsError:
-        raise UserError(f"--output {output}: already exists; remove it or choose another name") from None
+    except OSError as error:
+        if isinstance(error, FileExistsError) and output.exists():
+            raise UserError(f"--output {output}: already exists; remove it or choose another name") from None
+        raise UserError(f"--output {output}: cannot be written ({error.strerror}); choose another name") from error
     n = max(len(document.completions) for document in documents)
     print(f"{output}: {_summary(chosen, n, arguments.choose, generator)}")
     print(f"Judge it:  alpaca_eval --model_outputs {output}")

@@ -69,9 +69,17 @@ class Results:
 
     @property
     def named_weights(self) -> Identity | None:
-        """The weights as the command line names them, without a fingerprint; None where the file does not tell."""
-        arguments = self.model_arguments
-        name = arguments.get("pretrained") or arguments.get("model") or self.content.get("model_name")
+        """The weights as the command line names them, without a fingerprint; None where the file does not tell.
+
+        A command that names a server alone leaves it to the model to say what is served. lm-eval's own `model_name` is
+        the last resort: without a name on the command line it is made up, and another one every time.
+        """
+        arguments, sampler = self.model_arguments, self._sampler
+        name = arguments.get("pretrained") or arguments.get("model")
+        if not name and sampler is not None and sampler.get("model"):
+            told = Identity.parse(str(sampler["model"]))
+            return dataclasses.replace(told, pretrained=told.pretrained.partition(" (")[0], fingerprint=None)
+        name = name or self.content.get("model_name")
         if not name:
             return None
         return Identity(

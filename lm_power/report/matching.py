@@ -63,7 +63,8 @@ def _as_evaluated(store: Run, host: Run) -> Run:
     """The store's run with the documents of `host` whose prompts it has; prompts of other tasks are left out."""
     by_prompt = {problem.prompt_hash: problem for problem in store.problems}
     problems = tuple(
-        dataclasses.replace(problem, completions=by_prompt[problem.prompt_hash].completions)
+        # The host's verdict is on its own completions.
+        dataclasses.replace(problem, completions=by_prompt[problem.prompt_hash].completions, verdict=None)
         for problem in host.problems
         if problem.prompt_hash in by_prompt
     )

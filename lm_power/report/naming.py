@@ -34,8 +34,8 @@ def describe_evaluation(results: Results, generation: Mapping[str, Any]) -> Desc
     method = drawn.method or ("greedy" if _is_greedy(generation) else "sampled")
     settings = {
         "method": method, **options, "model_source": results.content["config"].get("model"), **arguments, **options,
-        # Weights that carry one name are told apart by their fingerprint.
-        **({"weights": weights.fingerprint} if weights is not None and weights.fingerprint else {}),
+        # Weights that carry one name are told apart by their fingerprint, or by what a server tells of them.
+        **({"weights": weights.key} if weights is not None and weights != results.named_weights else {}),
     }  # fmt: skip
     model = display_name(results.named_weights or Identity("unnamed model"))
     return Description(model, method, options, {k: v for k, v in settings.items() if k not in _NOT_SETTINGS})

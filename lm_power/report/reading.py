@@ -49,18 +49,24 @@ def read_runs(sources: Sequence[str]) -> list[Run]:
 
 def _split(source: str) -> tuple[str | None, Path]:
     """(label, path) of `LABEL=PATH`; a path that exists as it stands has no label."""
-    label, equals, path = source.partition("=")
-    if not equals or Path(source).exists():
+    if "=" not in source or Path(source).exists():
         return None, Path(source)
-    if not label.strip():
+    # Labels and paths may have an "=" of their own: the first one behind which there is something separates them.
+    places = [place for place, character in enumerate(source) if character == "="]
+    place = next((place for place in places if Path(source[place + 1 :]).exists()), places[0])
+    label, path = source[:place].strip(), source[place + 1 :]
+    if not label:
         raise UserError(f"{source!r}: has an empty label; write LABEL=PATH, or the path alone")
-    return label.strip(), Path(path)
+    return label, Path(path)
 
 
 def _results_files(path: Path) -> list[Path]:
     """The results files in a folder and below, oldest first; none if it may be a store."""
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; give an lm-eval --output_path, a results file or a store")
+        raise UserError(
+            f"{path}: no such file or folder; give an lm-eval --output_path, a results file or a store, as PATH or "
+            "LABEL=PATH"
+        )
     if path.is_file():
         if time_of("results", path) is None:
             raise UserError(

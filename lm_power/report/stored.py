@@ -12,6 +12,7 @@ from typing import Any
 
 from lm_power.completion import Steps
 from lm_power.errors import UserError
+from lm_power.identity import Identity
 from lm_power.logs.samples import LoggedCompletion, evidence, finite
 from lm_power.report.naming import default_label, describe_store
 from lm_power.report.runs import Problem, Run
@@ -29,10 +30,12 @@ def read_stored_runs(folder: Path) -> list[Run]:
         UserError: the folder is not a store, is damaged, or is empty.
     """
     groups: dict[tuple[str, str], dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    spelt: dict[str, str] = {}  # a resumed run may spell the same weights in another way; the first one counts
     try:
         for record in read_store(folder):
             config = json.dumps(record["config"], sort_keys=True)
-            groups[record["model"], config][record["prompt"]][record["repeat"]] = record
+            model = spelt.setdefault(Identity.parse(record["model"]).key, record["model"])
+            groups[model, config][record["prompt"]][record["repeat"]] = record
     except StoreError as error:
         raise UserError(f"{folder}: read as a store: {error}") from error
     if not groups:

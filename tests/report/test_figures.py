@@ -164,6 +164,21 @@ def test_a_hopeless_completion_does_not_flatten_the_others():
     assert sum(abs(patch.get_data().values).sum() for patch in axes.patches) == 300
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_model_that_is_sure_of_everything_has_a_histogram():
+    """Guards an axis without width where all self-rewards are 0."""
+    run = make_run(problems=2, n=2)
+    sure = [
+        dataclasses.replace(
+            problem, completions=tuple(dataclasses.replace(c, self_reward=0.0) for c in problem.completions)
+        )
+        for problem in run.problems
+    ]
+    drawing = self_reward(comparison_of(dataclasses.replace(run, problems=tuple(sure))))
+    low, high = drawing.canvas.axes[0].get_xlim()
+    assert low < 0 < high
+
+
 def test_acceptance_shows_every_block():
     """Guards against blocks shifted by half a bin."""
     run = make_run(problems=8)

@@ -122,6 +122,13 @@ def test_a_store_joins_the_task_whose_prompts_it_has():
         match([evaluated, as_store(make_run("b", problems=2))])
 
 
+def test_a_store_gets_no_verdicts_of_the_run_it_joins():
+    """Guards the accuracy of somebody else's completions: stock majority votes have one verdict per document."""
+    voted = with_problems(make_run("a", problems=3), lambda problem: dataclasses.replace(problem, verdict=1.0))
+    (comparison,) = match([voted, as_store(make_run("b", problems=3))])
+    assert [[p.verdict for p in run.problems] for run in comparison.runs] == [[1.0] * 3, [None] * 3]
+
+
 def test_stores_alone_are_compared_by_prompt():
     (comparison,) = match([as_store(make_run("a", problems=4)), as_store(make_run("b", problems=4))])
     assert (comparison.task, comparison.name, comparison.size) == ("store", "store", 4)

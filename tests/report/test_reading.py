@@ -287,6 +287,18 @@ def test_labels(tmp_path):
     write_evaluation(tmp_path / "a=b", make_run(problems=1, n=1, **POWER))
     assert read(f"mine={tmp_path}/a=b")[0].label == "mine"
     assert read(tmp_path / "a=b")[0].label == "pocket/model, power, alpha=4"
+    assert read(f"power, alpha=4={tmp_path}/a=b")[0].label == "power, alpha=4"
+
+
+def test_a_served_model_has_the_name_that_the_server_tells(tmp_path):
+    """Guards runs of one server taken for runs of two models: lm-eval makes up a name for each command."""
+    for place, name in (("one", "brave-otter"), ("two", "quiet-heron")):
+        sampler = {"method": "power", "alpha": 4, "seed": 0, "model": f"Qwen/Q-7B (root /{place}/q)"}
+        config = {"model": "power-api", "model_args": {"base_url": "http://x/v1/completions"}, "power_sampler": sampler}
+        write_evaluation(tmp_path / place, make_run(problems=1, n=1, **POWER), model_name=name, config=config)
+    runs = [read(tmp_path / place)[0] for place in ("one", "two")]
+    assert [run.label for run in runs] == ["Q-7B, power, alpha=4"] * 2
+    assert runs[0].settings["weights"] != runs[1].settings["weights"], "another checkpoint under one name"
 
 
 def cut_bytes(path):
@@ -388,6 +400,18 @@ def test_a_store_gives_a_run_without_verdicts(tmp_path):
     assert (completion.tokens_decoded, completion.seconds, completion.steps.cut) == (9, 1.5, (0, 1))
     assert run.problems[0].prompt_hash == hashlib.sha256(b"what?").hexdigest()
     assert "verdicts" in run.notes[0]
+
+
+def test_a_store_whose_model_is_spelt_in_two_ways_is_one_run(tmp_path):
+    """Guards a resumed run that was started from another folder."""
+    fill_store(tmp_path, {"a": 2, "bb": 2})
+    file = next(tmp_path.glob("*.jsonl"))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for place, line in enumerate(lines):
+        line["model"] = f"{'./' * (place == 0)}models/m@0123456789abcdef"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run,) = read(tmp_path)
+    assert (run.n, len(run.problems)) == (2, 2)
 
 
 def test_a_store_of_several_seeds_and_of_a_run_still_going_on(tmp_path):

@@ -233,6 +233,8 @@ def test_places_and_outputs_that_cannot_be(tmp_path, convert):
     assert convert(tmp_path, "--allow-incomplete")[0] == 0
     status, written, printed = convert(tmp_path, "--allow-incomplete", "--generator", "again")
     assert status == 2 and "already exists" in printed and written[0]["generator"] != "again"
+    (tmp_path / "a_file").touch()
+    assert cli.main(["alpaca-eval", str(file), "--allow-incomplete", "--output", f"{tmp_path}/a_file/out.json"]) == 2
     write_run(tmp_path, [sample(0)], time="2027")
     assert "holds 2 runs; name one of its files" in convert(tmp_path)[2]
     assert cli.main(["alpaca-eval", str(file), "--output", str(tmp_path / "out.csv")]) == 2

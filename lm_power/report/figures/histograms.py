@@ -118,7 +118,7 @@ def _edges(values: np.ndarray, whole: bool) -> np.ndarray:
         return low - 0.5 + width * np.arange(count + 1)
     first = float(np.quantile(values, 0.01))
     low = low if first - low <= (high - low) / 3 else first
-    room = 0.02 * (high - low) or 0.05 * abs(high)
+    room = 0.02 * (high - low) or 0.05 * abs(high) or 0.05
     return np.linspace(low - room, high + room, BINS + 1)
 
 

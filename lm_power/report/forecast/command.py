@@ -44,6 +44,8 @@ def run(arguments: argparse.Namespace) -> None:
     for alpha in arguments.alphas or ():
         if not 1 <= alpha < float("inf"):
             raise UserError(f"--alphas {alpha:g}: must be finite and >= 1; plain sampling is 1, the paper's default 4")
+    if arguments.alphas and max(arguments.alphas) <= 1:
+        raise UserError("--alphas 1: is plain sampling, with which the forecast compares; add exponents above 1")
     # Here, and not above: matplotlib and scipy would slow down `lm-power --help`.
     from lm_power.report.forecast.estimates import ALPHAS
     from lm_power.report.forecast.writing import make_forecast

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lm_power.errors import UserError
+
 HELP = "show whether sharpening can help a model, from stores of completions; no labels are needed"
 
 
@@ -42,6 +44,8 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: the stores or runs cannot be read or compared, or the output folder cannot be written.
     """
+    if arguments.seed < 0:
+        raise UserError(f"--seed {arguments.seed}: must be >= 0")
     # Here, and not above: matplotlib and scipy would slow down `lm-power --help`.
     from lm_power.report.probe.writing import make_probe
 

@@ -268,6 +268,8 @@ def test_bad_options(standard, tmp_path, capsys) -> None:
     for alpha in ("0.5", "inf", "nan"):
         assert forecast(standard, "--alphas", alpha) == 2
         assert f"--alphas {alpha}: must be finite and >= 1" in capsys.readouterr().err
+    assert forecast(standard, "--alphas", "1") == 2
+    assert "add exponents above 1" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert forecast(standard, "--output", tmp_path / "file") == 2
     assert "cannot be written" in capsys.readouterr().err

@@ -231,6 +231,8 @@ def test_output_that_cannot_be_written(stores, tmp_path, capsys) -> None:
     assert run("--base", base, "--power", power, "--output", tmp_path / "file") == 2
     assert "cannot be written" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
+    assert run("--base", base, "--power", power, "--output", tmp_path / "out", "--seed", "-1") == 2
+    assert "--seed -1: must be >= 0" in capsys.readouterr().err
 
 
 def test_pairs_keep_prompts_together(tmp_path) -> None:
