@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lm_power.errors import UserError
 
-HELP = "show whether sharpening can help a model, from stores of completions; no labels are needed"
+HELP = "show how sampling raises self-reward, and rewards correlated with it, from stores of completions without labels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
