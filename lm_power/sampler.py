@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,9 +80,18 @@ class PowerSampler:
                 batch_shape=batch_shape,
                 proposer=proposer,
             )
-        elif proposer is not None:
-            raise OptionError("proposer: needs the model in this process, and this one runs elsewhere; leave it out")
         else:
+            given = {
+                "eos_token_ids": eos_token_ids is not None,
+                "cuda_graphs": cuda_graphs is not None,
+                "torch_compile": torch_compile,
+                "batch_shape": batch_shape != "shrinking",
+                "proposer": proposer is not None,
+            }
+            if wrong := [name for name, is_given in given.items() if is_given]:
+                raise OptionError(
+                    f"{', '.join(wrong)}: for a model in this process, and this one runs elsewhere; leave it out"
+                )
             self.host = model
         self.batch_shape, self.max_rows = batch_shape, max_rows
         self.tokenizer, self.eos_ids = tokenizer, self.host.eos_ids
@@ -125,6 +135,8 @@ class PowerSampler:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         check_merging(merge_adapter, peft, proposal_peft)
+        if device is not None and "device_map" in model_options:
+            raise OptionError(f"device={device} and device_map: both say where the model goes; give one of them")
         if "device_map" not in model_options:
             model_options["device_map"] = device or default_device()
         model: Any = AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, **model_options)
@@ -212,7 +224,7 @@ class PowerSampler:
         prompts: Sequence[str | Sequence[int]],
         n: int = 1,
         *,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         progress: bool = False,
         **options: Any,
     ) -> list[list[Completion]]:
@@ -245,9 +257,16 @@ class PowerSampler:
         return [list(itertools.islice(finished, n)) for _ in prompts]
 
     def encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
-        """Token ids of a prompt: texts by the tokenizer, with its special tokens unless already there."""
+        """Token ids of a prompt: texts by the tokenizer, with its special tokens unless already there.
+
+        Raises:
+            OptionError: a text without a tokenizer, or what is neither text nor token ids.
+        """
         if not isinstance(prompt, str):
-            return tuple(int(token) for token in prompt)
+            try:
+                return tuple(operator.index(token) for token in prompt)
+            except TypeError:
+                raise OptionError(f"prompt={prompt!r:.60}: must be a text, or token ids, which are integers") from None
         if self.tokenizer is None:
             raise OptionError(f"prompt={prompt[:40]!r}: without a tokenizer prompts must be token ids")
         bos = self.tokenizer.bos_token
@@ -258,7 +277,7 @@ class PowerSampler:
         self,
         jobs: Sequence[Job],
         config: SamplerConfig,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         *,
         rows: int | None = None,
         progress: bool | Progress = False,
@@ -282,7 +301,7 @@ class PowerSampler:
         """
         config = self.resolved(config)
         vocabulary = self.host.vocabulary or 0
-        stops = StopStrings(self.tokenizer, [stop] if isinstance(stop, str) else list(stop), vocabulary)
+        stops = StopStrings(self.tokenizer, [stop] if isinstance(stop, str) else list(stop or ()), vocabulary)
         for job in jobs:
             self.check_prompt(job.prompt_ids, config.max_new_tokens)
         if algorithm is None:

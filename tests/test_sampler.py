@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from methods import suited
@@ -107,6 +108,28 @@ def test_without_a_tokenizer_ids_go_in_and_ids_come_out():
     assert c.text == "" and c.token_ids
     with pytest.raises(OptionError, match="without a tokenizer"):
         bare.generate(["w5"])
+    (same,) = bare.generate([np.array([5, 6])], stop=None, **OPTIONS)[0]
+    assert same.token_ids == c.token_ids
+    for wrong in ([1.9, 7], ["7"], 5.0):
+        with pytest.raises(OptionError, match=r"must be a text, or token ids"):
+            bare.generate([wrong])
+
+
+def test_where_a_model_goes_is_said_once(folder):
+    """Guards: a device that is dropped without a word."""
+    with pytest.raises(OptionError, match="device=cpu and device_map: both"):
+        PowerSampler.from_pretrained(folder, device="cpu", device_map="auto")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"eos_token_ids": [0]}, {"cuda_graphs": True}, {"torch_compile": True}, {"batch_shape": "fixed"}],
+    ids=lambda option: next(iter(option)),
+)
+def test_options_of_a_model_in_this_process_are_refused_for_another(sampler, option):
+    """Guards: options that are taken, and do nothing."""
+    with pytest.raises(OptionError, match=f"{next(iter(option))}: for a model in this process"):
+        PowerSampler(sampler.host, None, **option)
 
 
 @pytest.fixture(scope="module")
