@@ -43,6 +43,8 @@ class Scheduler:
 
     WORTHWHILE = 0.05  # least probability that a prefetched proposal is used; below it, copying the row costs more
 
+    ROUNDS_AHEAD = 64  # at most; steps that keep the completion need no row, and would pile up without end
+
     def __init__(
         self, algorithm: Algorithm[Any], jobs: Sequence[Job], seed: int, prefetch: bool, progress: Progress
     ) -> None:
@@ -243,6 +245,8 @@ class Scheduler:
             _, _, job = heapq.heappop(queue)
             gain = rejected ** job.decoding()  # the probability that what is decoded ahead is used
             if not (self._idle or job.home_is_free()) or gain < self.WORTHWHILE:
+                continue
+            if len(job.rounds) > self.ROUNDS_AHEAD:
                 continue
             if gain * (1 + cost * busy) <= cost * settled:
                 continue  # the row would slow the others down by more than it adds

@@ -246,6 +246,28 @@ def test_prefetch_waits_for_the_jobs() -> None:
     assert "copy" not in started[:6]
 
 
+def test_steps_that_keep_the_completion_do_not_pile_up() -> None:
+    """Guards time that is quadratic in the steps of a chain that hardly ever moves: all of them were made ahead."""
+
+    class Sure(FakeEngine):
+        def _segment(self, request: Request) -> Segment:
+            log_p = np.full(request.horizon - request.keep, -3e-5)
+            return Segment(np.zeros(len(log_p), np.int64), log_p, log_p, FinishedBy.HORIZON)
+
+    engine, most = Sure(8), 0
+    scheduler = Scheduler(BlockwiseMetropolis(4.0, 4.0, 16, 3000, 16), [Job((1,))], 0, True, Progress(1))
+    step = engine.step
+
+    def watched() -> list[tuple[int, Segment]]:
+        nonlocal most
+        most = max(most, *(len(job.rounds) for job in scheduler._running.values()))
+        return step()
+
+    engine.step = watched
+    (run,) = scheduler.finished(engine)
+    assert run.proposals == 3000 and 20 < most <= 65
+
+
 def test_longer_prompts_start_first_and_equal_ones_together() -> None:
     """Guards against a long job left for the end, and against a prefill a repeat."""
     jobs = [Job((1, 2)), Job((5, 6, 7)), Job((1, 2), 1), Job((3,)), Job((5, 6, 7), 1), Job((4, 4))]
