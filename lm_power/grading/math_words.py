@@ -99,9 +99,8 @@ def _is_words(answer: str) -> bool:
 
 def _in_text(match: re.Match[str]) -> str:
     words = re.split(r"\W+", match["words"].lower())
-    if _SYMBOLS.fullmatch(words[0]) or any(
-        len(word) > 3 and word in string.ascii_lowercase for word in words
-    ):  # 5 abcd
+    alphabetical = any(len(word) > 3 and word in string.ascii_lowercase for word in words)  # 5 abcd
+    if alphabetical or _SYMBOLS.fullmatch(words[0]):
         return match[0]
     return rf" \text{{{match['words']}}}"
 
@@ -110,9 +109,8 @@ def _multiplied(match: re.Match[str]) -> str:
     r"""`2\frac{1}{2} \text{ million dollars}` as `2500000 \text{ dollars}`."""
     if not match["number"] and not match["over"]:
         return match[0]
-    value = Fraction((match["number"] or "0").replace(",", "")) + Fraction(
-        int(match["over"] or 0), int(match["under"] or 1)
-    )
+    value = Fraction((match["number"] or "0").replace(",", ""))
+    value += Fraction(int(match["over"] or 0), int(match["under"] or 1))
     value *= prod(_SCALES[scale.lower().removesuffix("s")] for scale in match["scales"].split())
     latex = str(value) if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
     return rf"{latex} \text{{{match['rest']}}}" if match["rest"].strip() else latex
