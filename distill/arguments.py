@@ -50,6 +50,10 @@ def parse(arguments: Sequence[str]) -> Invocation:
     path = options.pop("config")
     if resume and path is None and "output" in options:
         path = Path(options["output"]) / CONFIG  # the options with which the run was started
+        if not path.is_file():
+            raise OptionError(
+                f"output={options['output']}: holds no run to resume; leave --resume out, or name another"
+            )
     return Invocation(DistillConfig(**{**({} if path is None else read_yaml(path)), **options}), resume)
 
 

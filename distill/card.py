@@ -157,10 +157,11 @@ def _how(record: Record) -> dict[str, Any]:
     options, processes = record["options"], record["processes"]
     adapter = "rank {lora_r}, alpha {lora_alpha:g}, dropout {lora_dropout:g} (our choice)".format(**options)
     trainer = {f"trainer.{name}": value for name, value in options["trainer"].items()}
+    warmup = "no warm-up" if options["lr_scheduler"] == "constant" else f"warm-up {options['warmup_ratio']:.0%}"
     return {
         **({} if options["full"] or options["adapter"] else {"LoRA": adapter}),
-        "learning rate": f"{record['learning_rate']:g} (peak), {options['lr_scheduler']}, warm-up "
-        f"{options['warmup_ratio']:.0%}" + (" (rate: our choice)" if options["learning_rate"] is None else ""),
+        "learning rate": f"{record['learning_rate']:g} (peak), {options['lr_scheduler']}, {warmup}"
+        + (" (rate: our choice)" if options["learning_rate"] is None else ""),
         "optimiser": f"{options['trainer'].get('optim', 'AdamW')}, weight decay {options['weight_decay']:g}",
         "epochs": f"{options['epochs']:g}",
         "global batch": f"{options['batch_size']} × {options['gradient_accumulation']} × {processes} processes"

@@ -94,7 +94,9 @@ class DistillConfig(Selection):
 
     epochs: float = _run(3.0, "passes over the data", POSITIVE)
     learning_rate: float | None = _run(None, "peak; default 5e-5 for adapters, 1e-5 with full: our choice", POSITIVE)
-    lr_scheduler: str = _run("linear", "shape after the warm-up, as transformers names it: linear, cosine, constant …")
+    lr_scheduler: str = _run(
+        "linear", "shape, as transformers names it: linear, cosine, constant_with_warmup, constant (no warm-up) …"
+    )
     warmup_ratio: float = _run(0.03, "share of the steps over which the learning rate rises", SHARE)
     weight_decay: float = _run(0.01, "AdamW's weight decay", NOT_NEGATIVE)
     batch_size: int = _run(1, "completions that a device computes at once", at_least(1))

@@ -115,16 +115,25 @@ def name_base(settings: Path) -> None:
         replace(settings, json.dumps(published, indent=2, sort_keys=True) + "\n")
 
 
+def check_same_options(earlier: Record, options: Mapping[str, Any]) -> None:
+    """Refuse to resume a run, also a finished one, with other options than it was started with.
+
+    Raises:
+        OptionError: an option that matters differs.
+    """
+    for name, value in options.items():
+        was = earlier["options"].get(name)
+        if name not in _MAY_CHANGE and was != value:
+            raise OptionError(f"{name}={value}: this run was started with {was}; resume with that, or start another")
+
+
 def check_same_run(earlier: Record, now: Record) -> None:
     """Refuse to resume a run with options, weights or data that are not those of its start.
 
     Raises:
         OptionError: an option that matters, the weights, the data or the number of processes differ.
     """
-    for name, value in now["options"].items():
-        was = earlier["options"].get(name)
-        if name not in _MAY_CHANGE and was != value:
-            raise OptionError(f"{name}={value}: this run was started with {was}; resume with that, or start another")
+    check_same_options(earlier, now["options"])
     was, would = (record["model"].get("precision") for record in (earlier, now))
     if was != would:
         raise OptionError(

@@ -53,6 +53,8 @@ def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -
     arguments = training_arguments(config, precision)
     earlier = on_main(lambda: records.earlier_run(config.output, resume))
     if earlier is not None and earlier["results"]:
+        finished = earlier
+        on_main(lambda: records.check_same_options(finished, config.resolved()))
         say(f"The run in {config.output} is finished: there is nothing to resume.")
         return earlier
     on_main(lambda: _check_files(config))

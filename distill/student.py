@@ -100,6 +100,9 @@ def load_student(config: DistillConfig, dtype: torch.dtype) -> Student:
     folder = config.adapter
     on_main(lambda: _check_adapter(folder, config.model, base_fingerprints))
     model = load_adapter(base, folder, trainable=True, option="adapter")
+    for weights in model.parameters():  # peft does so for its own, and not for the copies of `modules_to_save`
+        if weights.requires_grad:
+            weights.data = weights.data.float()
     refuse_adapted_ties(model, f"adapter={folder}", _WITHOUT_TIES)
     settings: Any = model.peft_config[model.active_adapter]
     named = settings.target_modules
@@ -148,8 +151,12 @@ def _fresh_adapter(base: PreTrainedModel, config: DistillConfig, targets: tuple[
         base_model_name_or_path=config.model,
         revision=config.revision,
     )
+    names = [name for name, _ in base.named_modules()]
+    absent = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]
     linear = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
     try:
+        if absent:  # peft complains only if it finds none at all
+            raise ValueError(f"{', '.join(absent)} not found in the model")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # about a name that transformers will remove
             return get_peft_model(base, settings)

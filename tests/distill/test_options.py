@@ -47,6 +47,8 @@ def test_resume_takes_the_options_that_the_run_was_started_with(tmp_path) -> Non
     (tmp_path / "distill.yaml").write_text(yaml.safe_dump(config.resolved()))
     invocation = parse(["--resume", "--output", str(tmp_path)])
     assert invocation.resume and invocation.config == config
+    with pytest.raises(OptionError, match="holds no run to resume"):
+        parse(["--resume", "--output", str(tmp_path / "nothing")])
 
 
 def test_help_fits_two_screens_and_names_every_option_once() -> None:

@@ -123,6 +123,15 @@ def test_resolved_options_repeat_the_run(finished, tmp_path) -> None:
     assert "--config" in (tmp_path / "again" / "README.md").read_text()
 
 
+def test_a_finished_run_is_not_resumed_with_other_options(finished, capsys) -> None:
+    """Guards a table of the old student under the name of the new options."""
+    before = snapshot(finished)
+    assert main(["--resume", "--output", str(finished)]) == 0
+    assert main(["--resume", "--output", str(finished), "--learning_rate", "0.5"]) == 2
+    assert "learning_rate=0.5: this run was started with" in capsys.readouterr().err
+    assert snapshot(finished) == before
+
+
 def test_another_run_s_folder_is_not_touched(tiny: str, store: str, finished, tmp_path) -> None:
     before = snapshot(finished)
     with pytest.raises(OptionError, match="holds a finished run; nothing is overwritten"):

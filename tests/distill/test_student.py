@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import peft
 import pytest
 import torch
 import transformers as tf
@@ -71,6 +72,16 @@ def test_adapter_weights_are_float32_whatever_the_base(tiny: str) -> None:
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
 
 
+def test_whole_layers_of_an_adapter_are_float32_too(tiny: str, tmp_path) -> None:
+    """Guards `modules_to_save`, which peft copies in the base's dtype."""
+    base = tf.AutoModelForCausalLM.from_pretrained(tiny)
+    head = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["norm"])
+    peft.get_peft_model(base, head).save_pretrained(tmp_path)
+    model = student(tiny, torch.bfloat16, adapter=str(tmp_path)).model
+    trained = {name: weight.dtype for name, weight in model.named_parameters() if weight.requires_grad}
+    assert any("modules_to_save" in name for name in trained) and set(trained.values()) == {torch.float32}
+
+
 def test_an_adapter_for_another_base_is_refused(tiny: str, store: str, finished, tmp_path) -> None:
     other = save_model(tmp_path / "other", seed=1)
     with pytest.raises(OptionError, match="another base"):
@@ -115,6 +126,10 @@ def test_adapters_of_other_programs_are_judged_by_name_and_shape(tiny: str, fini
         (
             {"target_modules": ("nothing",)},
             r"target_modules=nothing: .*[a-z]\. This model's linear layers are .*q_proj.*leave target_modules out",
+        ),
+        (
+            {"target_modules": ("q_proj", "v_porj")},
+            r"target_modules=q_proj v_porj: v_porj not found in the model\. This model's linear layers are .*v_proj",
         ),
     ],
 )
