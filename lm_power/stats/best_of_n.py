@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -106,9 +107,9 @@ def majority_at_k(right: int, wrong: Sequence[int], n: int) -> list[float]:
         n: completions in all.
 
     A subset with c votes for the right answer counts 1/(1 + t) if t wrong answers have c votes too and none has
-    more. Subsets are counted by generating functions: an answer with s completions contributes `Σ_{j<c} C(s, j) x^j`
-    where it stays below c votes, and `C(s, c) x^c` where it ties; answers too small to reach c contribute
-    `(1 + x)^s`, all of them together one such factor.
+    more. Subsets are counted by generating functions in x, the votes, and y, the ties: an answer with s completions
+    contributes `Σ_{j<c} C(s, j) x^j + C(s, c) x^c y`, and m answers of that size the m-th power, by the binomial
+    theorem; answers too small to reach c contribute `(1 + x)^s`, all of them together one such factor.
 
     >>> majority_at_k(2, [2, 1], 5)[0], majority_at_k(2, [2, 1], 5)[4]
     (0.4, 0.5)
@@ -116,31 +117,41 @@ def majority_at_k(right: int, wrong: Sequence[int], n: int) -> list[float]:
     favourable = [Fraction(0)] * (n + 1)
     silent = n - right - sum(wrong)
     for c in range(1, right + 1):
-        rivals = [size for size in wrong if size >= c]
+        rivals = Counter(size for size in wrong if size >= c)
         small = silent + sum(size for size in wrong if size < c)
         # by_ties[t][j]: the number of ways in which wrong answers get j votes in total and t of them get c each.
         by_ties = [[math.comb(small, j) for j in range(small + 1)]]
-        for size in rivals:
-            below = [math.comb(size, j) for j in range(c)]
-            tie = [*([0] * c), math.comb(size, c)]
-            by_ties = [
-                _add(
-                    _multiply(by_ties[t], below) if t < len(by_ties) else [],
-                    _multiply(by_ties[t - 1], tie) if t > 0 else [],
-                )
-                for t in range(len(by_ties) + 1)
-            ]
+        for size, many in rivals.items():
+            by_ties = _with_rivals(by_ties, size, many, c)
         for t, ways in enumerate(by_ties):
             for j, count in enumerate(ways[: n - c + 1]):
-                favourable[c + j] += Fraction(math.comb(right, c) * count, 1 + t)
+                if count:
+                    favourable[c + j] += Fraction(math.comb(right, c) * count, 1 + t)
     return [float(favourable[k] / math.comb(n, k)) for k in range(1, n + 1)]
+
+
+def _with_rivals(by_ties: Sequence[Sequence[int]], size: int, many: int, c: int) -> list[list[int]]:
+    """`by_ties` of `majority_at_k` with so many more wrong answers, of `size` completions each, at c votes or fewer."""
+    below = [math.comb(size, j) for j in range(c)]
+    powers = [[1]]  # of `below`
+    for _ in range(many):
+        powers.append(_multiply(powers[-1], below))
+    joined: list[list[int]] = [[] for _ in range(len(by_ties) + many)]
+    for tied in range(many + 1):
+        # The votes of those that tie, in every choice of them, times those of the others.
+        weight = math.comb(many, tied) * math.comb(size, c) ** tied
+        factor = [*([0] * (c * tied)), *(weight * ways for ways in powers[many - tied])]
+        for t, ways in enumerate(by_ties):
+            joined[t + tied] = _add(joined[t + tied], _multiply(factor, ways))
+    return joined
 
 
 def _multiply(a: Sequence[int], b: Sequence[int]) -> list[int]:
     product = [0] * (len(a) + len(b) - 1)
     for i, x in enumerate(a):
-        for j, y in enumerate(b):
-            product[i + j] += x * y
+        if x:
+            for j, y in enumerate(b):
+                product[i + j] += x * y
     return product
 
 

@@ -111,3 +111,18 @@ def test_majority_of_k_is_the_mean_over_all_subsets(answers):
 def test_majority_of_k_in_closed_form_for_many():
     """Right and one wrong answer, 50 each: a fair coin at every k."""
     assert majority_at_k(50, [50], 100) == pytest.approx([0.5] * 100, abs=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [{4: 64}, {85: 1, 1: 85, 2: 28}, {9: 1, 7: 2, 4: 3, 3: 9, 1: 30}])
+def test_one_answer_or_another_has_the_majority(sizes):
+    """Each answer taken for the right one in its turn, the shares add up to 1 at every k.
+
+    Guards many completions too: multiplied one by one, the rivals of the second case take half a minute.
+    """
+    n = sum(size * many for size, many in sizes.items())
+    total = [0.0] * n
+    for size, many in sizes.items():
+        others = list(itertools.chain.from_iterable([s] * (m - (s == size)) for s, m in sizes.items()))
+        shares = majority_at_k(size, others, n)
+        total = [so_far + many * share for so_far, share in zip(total, shares, strict=True)]
+    assert total == pytest.approx([1.0] * n, abs=1e-9)
