@@ -13,6 +13,7 @@ import yaml
 
 from lm_power.config import OptionError, check_names
 from lm_power.distill.options import CONFIG, FIELDS, DistillConfig
+from lm_power.distill.record import nothing_to_resume
 from lm_power.distill.rules import kinds
 
 
@@ -51,9 +52,7 @@ def parse(arguments: Sequence[str]) -> Invocation:
     if resume and path is None and "output" in options:
         path = Path(options["output"]) / CONFIG  # the options with which the run was started
         if not path.is_file():
-            raise OptionError(
-                f"output={options['output']}: holds no run to resume; leave --resume out, or name another"
-            )
+            raise nothing_to_resume(options["output"])
     return Invocation(DistillConfig(**{**({} if path is None else read_yaml(path)), **options}), resume)
 
 

@@ -47,6 +47,11 @@ def read_record(folder: str | Path) -> Record | None:
     return record
 
 
+def nothing_to_resume(output: str) -> OptionError:
+    """The error for `--resume` with a folder that no run has made."""
+    return OptionError(f"output={output}: holds no run to resume; leave out --resume to start one")
+
+
 def earlier_run(output: str, resume: bool) -> Record | None:
     """The record of the run to resume, or None for a new run in a new or empty folder.
 
@@ -57,7 +62,7 @@ def earlier_run(output: str, resume: bool) -> Record | None:
     record = read_record(folder)
     if resume:
         if record is None:
-            raise OptionError(f"output={output}: holds no run to resume; leave out --resume to start one")
+            raise nothing_to_resume(output)
         return record
     if record is not None:
         state = "a finished run" if record["results"] else "a run that was not finished: --resume continues it"

@@ -7,6 +7,8 @@ import re
 
 _FINGERPRINT = re.compile(r"@([0-9a-f]{16})$")  # what `lm_power.fingerprint` makes; a name may have an @ of its own
 
+_TOLD = re.compile(r" \((?:root |weights not known).*\)$")  # by a server: see `lm_power.remote.places.Card`
+
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
@@ -58,6 +60,11 @@ class Identity:
     def key(self) -> str:
         """What identifies the weights: the fingerprint, or the name if there is none."""
         return self.fingerprint or self.name
+
+    @property
+    def as_named(self) -> Identity:
+        """As a command line would name it: without fingerprint, and without what a server tells of it in brackets."""
+        return dataclasses.replace(self, pretrained=_TOLD.sub("", self.pretrained), fingerprint=None)
 
     def same_weights(self, other: Identity) -> bool:
         """Whether both name the same weights: by fingerprint if both have one, else by name."""

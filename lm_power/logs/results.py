@@ -77,8 +77,7 @@ class Results:
         arguments, sampler = self.model_arguments, self._sampler
         name = arguments.get("pretrained") or arguments.get("model")
         if not name and sampler is not None and sampler.get("model"):
-            told = Identity.parse(str(sampler["model"]))
-            return dataclasses.replace(told, pretrained=told.pretrained.partition(" (")[0], fingerprint=None)
+            return Identity.parse(str(sampler["model"])).as_named
         name = name or self.content.get("model_name")
         if not name:
             return None

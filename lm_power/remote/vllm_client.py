@@ -87,7 +87,8 @@ class EngineClient:
     def abort(self, numbers: Sequence[int]) -> None:
         """Have the engine drop queries."""
         unwanted = set(numbers)
-        self._kept = {number: output for number, output in self._kept.items() if number not in unwanted}
+        for number in unwanted:
+            self._kept.pop(number, None)
         names = [name for name, number in self._numbers.items() if number in unwanted]
         for name in names:
             del self._numbers[name]

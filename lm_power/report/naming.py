@@ -46,7 +46,7 @@ def describe_store(model: str, config: Mapping[str, Any]) -> Description:
     weights = Identity.parse(model)
     options = {key: value for key, value in config.items() if key not in ("method", "stop", "eos_ids")}
     return Description(
-        model=display_name(weights),
+        model=display_name(weights.as_named),
         method=str(config["method"]),
         options=options,
         settings={

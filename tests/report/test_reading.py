@@ -402,6 +402,13 @@ def test_a_store_gives_a_run_without_verdicts(tmp_path):
     assert "verdicts" in run.notes[0]
 
 
+def test_a_store_of_a_served_model_has_its_name(tmp_path):
+    """Guards a label made of the end of the server's path, and a folder's brackets taken for a server's."""
+    for place, model, shown in (("a", "Qwen/Q-7B (root /models/q)", "Q-7B"), ("b", "models/q (copy)", "q (copy)")):
+        fill_store(tmp_path / place, {"a": 1}, model=model)
+        assert read(tmp_path / place)[0].model == shown
+
+
 def test_a_store_whose_model_is_spelt_in_two_ways_is_one_run(tmp_path):
     """Guards a resumed run that was started from another folder."""
     fill_store(tmp_path, {"a": 2, "bb": 2})
