@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from lm_power.config import OptionError
 from lm_power.distill.options import CONFIG, DistillConfig
@@ -16,11 +20,13 @@ from lm_power.identity import Identity
 RECORD = "distill.json"
 LOG = "training_log.json"
 CURVE = "loss.png"
+ADAPTER = "adapter_config.json"  # PEFT's name
 FORMAT = 1
 
 Record = dict[str, Any]
 """What `distill.json` holds: command, options, model, teacher, data, versions, earlier rounds, results."""
 
+_NO_ROOM = 2**20  # bytes: what is left where a larger part of a file did not fit
 # A resumed run may have other values of these. What they lead to is compared instead: weights, data, bf16 or fp32.
 _MAY_CHANGE = {
     "output", "model", "adapter", "revision", "trust_remote_code", "data", "exclude_prompts_of",
@@ -91,6 +97,23 @@ def begin(record: Record, config: DistillConfig) -> None:
         raise OptionError(f"output={config.output}: cannot be written ({error.strerror}); name another") from error
 
 
+@contextlib.contextmanager
+def room_in(folder: str) -> Iterator[None]:
+    """Make a user's error of what fails because the disk is full.
+
+    Raises:
+        OptionError: there is no room left in the folder.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        # Safetensors and torch.save write by themselves, and say less of what went wrong.
+        if not full and (isinstance(error, OSError) or shutil.disk_usage(folder).free > _NO_ROOM):
+            raise
+        raise OptionError(f"output={folder}: the disk is full; make room, and go on with --resume") from error
+
+
 def write_record(record: Record, folder: Path) -> None:
     """Replace the record atomically."""
     replace(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -112,12 +135,14 @@ def public_name(path: str) -> str:
     return Path(path).name or path if Path(path).is_absolute() else path
 
 
-def name_base(settings: Path) -> None:
-    """Make an adapter's settings, which are published, name its base without the path on this machine."""
-    if settings.exists():  # not with --full
-        published = json.loads(settings.read_text(encoding="utf-8"))
-        published["base_model_name_or_path"] = public_name(published["base_model_name_or_path"])
-        replace(settings, json.dumps(published, indent=2, sort_keys=True) + "\n")
+def published_adapter(folder: Path) -> bytes:
+    """An adapter's settings as they are published: they name its base without the path on this machine.
+
+    The file itself keeps the path, by which PEFT finds the base when it loads the adapter here.
+    """
+    settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = public_name(settings["base_model_name_or_path"])
+    return (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
 
 
 def check_same_options(earlier: Record, options: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_model_param_count
 
 from lm_power.config import OptionError
@@ -28,7 +28,7 @@ from lm_power.distill.record import Record
 from lm_power.distill.sources import find_files, kind_of
 from lm_power.distill.student import Student, load_student
 from lm_power.distill.teacher import TeacherData, read_teacher
-from lm_power.distill.trainer import AtStart, DistillTrainer, LossWatch, training_arguments
+from lm_power.distill.trainer import AtStart, DistillTrainer, EarlyStopping, LossWatch, training_arguments
 from lm_power.distill.windows import TrainingData, padded_tokens, shuffled, training_data
 
 _PACKAGES = ("lm-power", "torch", "transformers", "peft", "accelerate")
@@ -82,7 +82,7 @@ def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -
     use_cache = student.model.config.use_cache
     callbacks: list[TrainerCallback] = [LossWatch()]
     if config.early_stopping is not None:
-        callbacks.append(EarlyStoppingCallback(config.early_stopping))
+        callbacks.append(EarlyStopping(config.early_stopping))
     trainer = DistillTrainer(
         config, data, lambda: model_card(record), model=student.model, args=arguments, callbacks=callbacks
     )
@@ -92,15 +92,16 @@ def distill(config: DistillConfig, *, resume: bool = False, command: str = "") -
         record["teacher"]["loss"] = earlier["teacher"].get("loss")
     elif (beta := rote.teacher_beta(teacher.config)) and record["teacher"]["start"] in ("same", "unknown"):
         trainer.add_callback(AtStart(lambda: _weigh_teacher(record, config, trainer.mean_loss(compared, beta))))
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.perf_counter() - started
-    record["results"] = _results(trainer, record, trainer.mean_loss(compared), seconds, checkpoint)
-    # Trainer switches the cache off; saved like that, the model would always be slow.
-    student.model.config.use_cache = use_cache
-    # Sharded weights are gathered first; only then is a file written, and what fails there ends all processes.
-    together(functools.partial(trainer.save_model, _internal_call=True))
-    on_main(lambda: _finish(record, config, student, trainer))
+    with records.room_in(config.output):
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = time.perf_counter() - started
+        record["results"] = _results(trainer, record, trainer.mean_loss(compared), seconds, checkpoint)
+        # Trainer switches the cache off; saved like that, the model would always be slow.
+        student.model.config.use_cache = use_cache
+        # Sharded weights are gathered first; only then is a file written, and what fails there ends all processes.
+        together(functools.partial(trainer.save_model, _internal_call=True))
+        on_main(lambda: _finish(record, config, student, trainer))
     if config.push_to_hub is not None:
         trainer.publish()
     say(closing_table(record))
@@ -222,7 +223,6 @@ def _results(
 def _finish(record: Record, config: DistillConfig, student: Student, trainer: DistillTrainer) -> None:
     folder = Path(config.output)
     student.tokenizer.save_pretrained(folder)
-    records.name_base(folder / "adapter_config.json")
     records.replace(folder / records.LOG, json.dumps(trainer.state.log_history, indent=1) + "\n")
     _draw_losses(record["results"]["loss"], folder / records.CURVE)
     trainer.create_model_card()

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm_power.errors import LMPowerError
-from lm_power.logs.samples import FINISH_REASONS, parse
+from lm_power.logs.samples import FINISH_REASONS
 from lm_power.store import read_store_file
+
+_JSON_LINES = "a file must have one JSON object on each line: write arrays, tables and packed files out that way"
 
 
 class TeacherDataError(LMPowerError, ValueError):
@@ -85,20 +87,22 @@ def kind_of(path: Path) -> Literal["store", "samples", "other"] | None:
     """What a file holds, judged by its first line and not by its name; None if it has no complete line.
 
     Raises:
-        LogError: the line is not JSON.
-        TeacherDataError: the file cannot be read.
+        TeacherDataError: the file cannot be read, or the line is not JSON or an array.
     """
     try:
         with path.open("rb") as file:
             line = file.readline()
     except OSError as error:
         raise TeacherDataError(f"{path}: cannot be read ({error.strerror})") from error
-    if not line.endswith(b"\n"):  # a store's process may still be writing it, or was killed meanwhile
-        try:
-            json.loads(line)
-        except ValueError:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        # Torn: a store's process may still be writing it, or was killed meanwhile.
+        if not line.endswith(b"\n") and line.lstrip()[:1] in (b"", b"{"):
             return None
-    row = parse(line, f"{path}:1")
+        raise TeacherDataError(f"{path}:1: is not JSON ({error}); {_JSON_LINES}") from error
+    if isinstance(row, list):
+        raise TeacherDataError(f"{path}:1: is a JSON array; {_JSON_LINES}")
     if isinstance(row, dict) and {"key", "prompt_ids", "token_ids"} <= set(row):
         return "store"
     return "samples" if isinstance(row, dict) and {"doc", "resps", "arguments"} <= set(row) else "other"

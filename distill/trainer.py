@@ -16,7 +16,15 @@ from accelerate.utils import gather_object
 from huggingface_hub import HfApi
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_scheduler,
+)
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -27,7 +35,7 @@ from lm_power.distill.loss import compute_loss_by_parts, learnt_tokens
 from lm_power.distill.options import CONFIG, DistillConfig
 from lm_power.distill.parallel import together
 from lm_power.distill.precision import Precision
-from lm_power.distill.record import RECORD
+from lm_power.distill.record import ADAPTER, RECORD, published_adapter
 from lm_power.distill.windows import Batches, TrainingData, Window, collate, shuffled
 
 logger = logging.getLogger(__name__)
@@ -112,12 +120,26 @@ def training_arguments(config: DistillConfig, precision: Precision) -> TrainingA
         devices = arguments.n_gpu
     except (TypeError, ValueError, ImportError) as error:
         raise OptionError(f"transformers refuses these options: {error}") from error
+    _check_scheduler(arguments)
     if devices > 1:
         # Without a launcher transformers would split each batch over all devices in one process (DataParallel),
         # which neither scales nor keeps the loss.
         logger.warning("%d devices are visible, one is used; for all of them: accelerate launch -m …", devices)
         arguments._n_gpu = 1
     return arguments
+
+
+def _check_scheduler(arguments: TrainingArguments) -> None:
+    """Make the scheduler once for nothing: Trainer makes it only when the model is loaded and the folder written."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))])
+    given: Any = arguments.lr_scheduler_kwargs
+    try:
+        get_scheduler(arguments.lr_scheduler_type, optimizer, 1, 2, given)
+    except (TypeError, ValueError) as error:
+        name = getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)
+        raise OptionError(
+            f"lr_scheduler={name}: {error}; its arguments are given as --trainer '{{\"lr_scheduler_kwargs\": {{…}}}}'"
+        ) from error
 
 
 class DistillTrainer(Trainer):
@@ -191,13 +213,26 @@ class DistillTrainer(Trainer):
         """Upload the result, without checkpoints, and without the files that name folders of this machine."""
         if self.is_world_process_zero() and self.hub_model_id is not None:  # Trainer's name for push_to_hub
             self.create_model_card()
-            HfApi().upload_folder(
-                repo_id=self.hub_model_id,
-                folder_path=str(self.args.output_dir),
+            folder, hub = Path(str(self.args.output_dir)), HfApi()
+            to = {"repo_id": self.hub_model_id, "token": self.args.hub_token}
+            if (folder / ADAPTER).exists():  # not with --full
+                hub.upload_file(
+                    path_or_fileobj=published_adapter(folder),
+                    path_in_repo=ADAPTER,
+                    commit_message="Add the settings of an adapter by lm-power",
+                    **to,
+                )
+            hub.upload_folder(
+                folder_path=str(folder),
                 commit_message="Add the result of a distillation by lm-power",
-                token=self.args.hub_token,
-                ignore_patterns=["_*", "checkpoint-*", TRAINING_ARGS_NAME, RECORD, CONFIG],
+                ignore_patterns=["_*", "checkpoint-*", TRAINING_ARGS_NAME, RECORD, CONFIG, ADAPTER],
+                **to,
             )
+
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """Trainer's, unless the run had stopped early when it was cut off: Trainer would ask only after a step."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(*arguments, **options)  # type: ignore[no-untyped-call]
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         """Trainer's, in which a full disk on one process ends all.
@@ -254,6 +289,18 @@ class AtStart(TrainerCallback):
         self.work()
 
 
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers', which also knows at the start of a resumed run that it had stopped."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> TrainerControl:
+        """Stop at once if the run's last checkpoint was the one at which it stopped."""
+        super().on_train_begin(args, state, control, **others)  # type: ignore[no-untyped-call]
+        control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
+        return control
+
+
 class LossWatch(TrainerCallback):
     """Logs the last step too, and ends a run whose loss is not a number: nothing can be learnt after that."""
 
@@ -276,6 +323,6 @@ class LossWatch(TrainerCallback):
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
             raise OptionError(
-                f"learning_rate={args.learning_rate:g}: the loss is {loss} at step {state.global_step}; lower it, or "
-                "check the data; checkpoints of earlier steps are in the output folder"
+                f"learning_rate={args.learning_rate:g}: the loss is {loss} at step {state.global_step}; start "
+                "another run at a lower one, or check the data"
             )

@@ -153,6 +153,27 @@ def test_early_stopping_and_the_teacher_s_loss_survive_an_interruption(tiny: str
     assert record["results"]["known_data"] == pytest.approx(quiet["results"]["known_data"], abs=1e-6)
 
 
+def test_a_run_cut_off_after_it_stopped_early_trains_no_more(tiny: str, store: str, tmp_path, monkeypatch) -> None:
+    """Between its last checkpoint and loading the best weights, at the end of an epoch and within one."""
+    for place, steps in (("epoch", {}), ("within", {"save_steps": 3})):
+        given = {
+            "validation_share": 0.3, "early_stopping": 1, "epochs": 30, "learning_rate": 0.05, **steps,
+        }  # fmt: skip
+        quiet = run(tiny, store, tmp_path / place / "quiet", **given)
+
+        def interrupt(self):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("lm_power.distill.trainer.DistillTrainer._load_best_model", interrupt)
+            run(tiny, store, tmp_path / place / "cut", **given)
+        record = run(tiny, store, tmp_path / place / "cut", resume=True, **given)
+        assert record["results"]["epochs"] < 30
+        for name in ("steps", "kept_step", "epochs", "loss"):
+            assert record["results"][name] == quiet["results"][name], (place, name)
+        assert_same_adapter(tmp_path / place / "cut", tmp_path / place / "quiet")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(dropout: float, tiny: str, store: str, tmp_path) -> None:

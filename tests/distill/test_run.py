@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from distill_runs import PROMPTS, losses, options, run, sample_store, save_model
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_power import PowerSampler
@@ -86,15 +89,10 @@ def test_model_card_has_no_path_of_this_machine(tiny: str, store: str, finished)
         assert path not in text and str(Path(path).parent) not in text and Path(path).name in text
 
 
-def test_published_files_name_no_path_of_this_machine(tiny: str, store: str, finished) -> None:
-    """Adapter, settings and tokenizer too; the adapter is still recognised as one for its base, without our record."""
-    kept_here = {"distill.json", "distill.yaml", "training_args.bin"}
-    for path in finished.iterdir():
-        if path.is_file() and path.name not in kept_here:
-            for name in (tiny, store, str(finished)):
-                assert str(Path(name).parent).encode() not in path.read_bytes(), path.name
-    settings = json.loads((finished / "adapter_config.json").read_text())
-    assert settings["base_model_name_or_path"] == Path(tiny).name
+def test_adapter_alone_finds_its_base(tiny: str, finished) -> None:
+    """By PEFT's short way, which reads the base's folder from the adapter's settings."""
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), str(finished))
+    torch.testing.assert_close(logits(AutoPeftModelForCausalLM.from_pretrained(finished)), logits(adapted))
 
 
 def test_absolute_paths_become_names_wherever_they_stand() -> None:
@@ -299,6 +297,9 @@ def test_a_loss_that_is_no_number_ends_the_run(tiny: str, store: str, tmp_path) 
         ({"trainer": {"hub_token": "secret"}}, "hf auth login"),
         ({"trainer": {"label_smoothing_factor": 0.1}}, "is fixed here"),
         ({"lr_scheduler": "zigzag"}, "zigzag"),
+        ({"lr_scheduler": "warmup_stable_decay"}, "lr_scheduler=warmup_stable_decay: .*num_decay_steps.*--trainer"),
+        ({"lr_scheduler": "cosine_with_min_lr"}, "lr_scheduler=cosine_with_min_lr: .*min_lr.*--trainer"),
+        ({"trainer": {"lr_scheduler_kwargs": {"slope": 2}}}, "lr_scheduler=linear: .*slope.*--trainer"),
         ({"report_to": ["nowhere"]}, "nowhere"),
         ({"max_length": 3}, "max_length=3: leaves no completion"),
         ({"output": "/proc/no/folder"}, "output=/proc/no/folder: cannot be written"),
@@ -317,33 +318,39 @@ def test_data_beyond_the_model_s_positions_are_refused(tiny: str, store: str, tm
         run(short, store, tmp_path / "out")
 
 
-def test_push_to_hub_uploads_the_result_with_our_card_and_no_paths(
-    tiny: str, store: str, tmp_path, monkeypatch
-) -> None:
-    """Nothing leaves this machine: the hub's client is a stand-in that notes what it is asked."""
+def test_what_push_to_hub_uploads_names_no_path_of_this_machine(tiny: str, store: str, tmp_path, monkeypatch) -> None:
+    """Adapter, settings, card and tokenizer; the hub's client is a stand-in that keeps what it is given."""
     import transformers.trainer as module
 
     import lm_power.distill.trainer as ours
 
-    uploads = []
+    uploaded: dict[str, bytes] = {}
 
     class Hub:
         def create_repo(self, repo_id, **others):
             return type("Url", (), {"repo_id": repo_id})
 
-        def upload_folder(self, **request):
-            uploads.append((request["repo_id"], snapshot(Path(request["folder_path"])), request["ignore_patterns"]))
+        def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id, **others):
+            uploaded[f"{repo_id}/{path_in_repo}"] = path_or_fileobj
+
+        def upload_folder(self, *, folder_path, ignore_patterns, repo_id, **others):
+            for path in Path(folder_path).rglob("*"):
+                name = str(path.relative_to(folder_path))
+                if path.is_file() and not any(fnmatch(name, pattern) for pattern in ignore_patterns):
+                    uploaded[f"{repo_id}/{name}"] = path.read_bytes()
 
     monkeypatch.setattr(module, "hf_api", Hub)
     monkeypatch.setattr(ours, "HfApi", Hub)
     out = tmp_path / "out"
     run(tiny, store, out, epochs=1, push_to_hub="me/pocket")
-    ((repository, files, ignored),) = uploads
-    assert repository == "me/pocket"
-    assert b"lm-power" in files[str(out / "README.md")]
-    assert str(out / "adapter_model.safetensors") in files
-    assert {"checkpoint-*", "training_args.bin", "distill.json", "distill.yaml"} <= set(ignored)
-    assert b"peft=me/pocket" in files[str(out / "README.md")]
+    files = {name.removeprefix("me/pocket/"): content for name, content in uploaded.items()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "tokenizer.json"} <= files.keys()
+    assert b"lm-power" in files["README.md"] and b"peft=me/pocket" in files["README.md"]
+    for name, content in files.items():
+        assert not any(str(Path(path).parent).encode() in content for path in (tiny, store, out)), name
+    settings = json.loads((out / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == tiny
+    assert json.loads(files["adapter_config.json"]) == settings | {"base_model_name_or_path": Path(tiny).name}
 
 
 def test_tensorboard_reports(tiny: str, store: str, tmp_path) -> None:
@@ -391,3 +398,30 @@ def test_missing_files_are_found_before_the_model_is_loaded(tiny: str, store: st
             run(tiny, store, tmp_path / "out", data=tuple(data))
     with pytest.raises(TeacherDataError, match="nosuch"):
         run(tiny, store, tmp_path / "out", exclude_prompts_of=("nosuch",))
+
+
+@pytest.mark.parametrize("says_why", [True, False])
+def test_a_run_whose_disk_was_full_goes_on_when_there_is_room(
+    says_why: bool, tiny: str, store: str, finished, tmp_path, monkeypatch
+) -> None:
+    """torch.save says nothing of the disk; another error of its kind is not taken for a full disk."""
+    save, told = (
+        torch.save,
+        OSError(errno.ENOSPC, "No space left on device") if says_why else RuntimeError("pos 64 vs 0"),
+    )
+
+    def fail(*arguments, **options) -> None:
+        raise told
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fail)
+        if not says_why:
+            with pytest.raises(RuntimeError, match="pos 64"):
+                run(tiny, store, tmp_path / "other")
+            patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+        with pytest.raises(OptionError, match=r"output=.*/out: the disk is full; make room, and go on with --resume"):
+            run(tiny, store, out)
+    assert torch.save is save
+    run(tiny, store, out, resume=True)
+    assert losses(out) == losses(finished)

@@ -98,6 +98,9 @@ def test_examples_are_shown_and_counted(tmp_path):
         ("e.jsonl", [{"answer": 3}], "problem, question, Question, prompt, instruction"),
         ("e.jsonl", ["{}", "{"], "e.jsonl:1"),
         ("e.jsonl", ['"1+1="', "{"], "e.jsonl:2: is not JSON"),
+        ("e.json", ['[{"problem": "1+1="}]'], "is a JSON array; a file must have one JSON object on each line"),
+        ("e.json", ["[", '{"problem": "1+1="}]'], "is not JSON (Expecting value"),
+        ("e.gz", ["\x1f\x08"], "is not JSON (Expecting value"),
     ],
 )
 def test_an_evaluation_set_without_prompts_is_refused(tmp_path, name, rows, said):
