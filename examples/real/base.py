@@ -10,7 +10,7 @@ HumanEval is given as it is, MATH500 with the model's chat template.
 
 import dataclasses
 
-from commands import HUMANEVAL, POWER, STANDARD, TEMPERATURE, Run, evaluate, metadata, parser, report
+from commands import HUMANEVAL, POWER, STANDARD, TEMPERATURE, Run, evaluate, parser, report
 from scores import summary, write
 
 POWER_INF = {name: value for name, value in POWER.items() if name != "alpha"} | {"method": "power_inf"}
@@ -30,14 +30,14 @@ def main() -> None:
     options.add_argument("--task", choices=(HUMANEVAL, "math500"), default=HUMANEVAL, help="(default: %(default)s)")
     options.add_argument("--math500_file", help="MATH500 as a file (default: from the hub)")
     args = options.parse_args()
-    runs, more, suffix = [run for run in RUNS if run.title in args.only], [], ""
+    runs, more, files, suffix = [run for run in RUNS if run.title in args.only], [], {}, ""
     if args.task != HUMANEVAL:
         suffix = f"-{args.task}"
         runs = [dataclasses.replace(run, task=args.task, name=f"{args.task}-{run.folder}") for run in runs]
-        more = ["--apply_chat_template", *metadata(math500_file=args.math500_file)]
+        more, files = ["--apply_chat_template"], {"math500_file": args.math500_file}
     for seed in args.seeds:
         for run in runs:
-            evaluate(args, run, seed, more)
+            evaluate(args, run, seed, more, **files)
     report(args, runs, f"report{suffix}")
     write(args, f"base{suffix}.md", summary(args, runs))
 

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_power.distill.record import RECORD
+
 STANDARD = {"method": "standard"}
 TEMPERATURE = {"method": "temperature", "proposal_temperature": 0.25}
 POWER = {"method": "power", "alpha": 4, "mcmc_steps": 10, "block_size": 192}
@@ -94,19 +96,13 @@ def adapter(args: argparse.Namespace, student: str, seed: int) -> Path:
     return args.out / f"seed{seed}" / student
 
 
-def metadata(**files: str | None) -> list[str]:
-    """Arguments of `lm_eval` that name the data files of its tasks, if any is given."""
-    given = {name: file for name, file in files.items() if file is not None}
-    return ["--metadata", json.dumps(given)] if given else []
-
-
 def results(args: argparse.Namespace, run: Run, seed: int) -> Path:
     """What lm-eval writes for a run."""
     limit = "" if args.limit is None else f"-limit{args.limit}"
     return folder(args, run, seed) / f"n{run.n or args.n}{limit}"
 
 
-def evaluate(args: argparse.Namespace, run: Run, seed: int, more: Sequence[str] = ()) -> Path:
+def evaluate(args: argparse.Namespace, run: Run, seed: int, more: Sequence[str] = (), **files: str | None) -> Path:
     """Have lm-eval do a run, unless its results are there: the folder of its results.
 
     Args:
@@ -114,9 +110,10 @@ def evaluate(args: argparse.Namespace, run: Run, seed: int, more: Sequence[str] 
         run: which.
         seed: of the sampler.
         more: further arguments of `lm_eval`.
+        files: data files of the task, by its names for them; None: from the hub.
 
     Raises:
-        SystemExit: lm-eval failed, or the results that are there are of another model or other settings.
+        SystemExit: lm-eval failed, or the results that are there are of another model, other data or other settings.
     """
     output = results(args, run, seed)
     model = {"pretrained": args.model, "dtype": args.dtype, **run.options, "seed": seed}
@@ -127,24 +124,38 @@ def evaluate(args: argparse.Namespace, run: Run, seed: int, more: Sequence[str] 
     if args.max_gen_toks is not None:
         generation["max_gen_toks"] = args.max_gen_toks
     if done := sorted(output.rglob("results_*.json")):
-        _check_same(done[-1], {**model, **generation})
+        _check_same(done[-1], {**model, **generation}, run.task, files)
+        if run.student is not None:
+            _check_newer(done[-1], adapter(args, run.student, seed))
         return output
     arguments = ["--model", "power-hf", "--tasks", run.task, "--model_args", _pairs(model)]
     arguments += ["--gen_kwargs", _pairs(generation), "--batch_size", args.rows, "--confirm_run_unsafe_code"]
     arguments += ["--output_path", str(output), "--log_samples", *more]
+    if given := {name: file for name, file in files.items() if file is not None}:
+        arguments += ["--metadata", json.dumps(given)]
     arguments += [f"--{name}={getattr(args, name)}" for name in ("device", "limit") if getattr(args, name) is not None]
     execute("lm_eval", *arguments)
     return output
 
 
-def _check_same(file: Path, wanted: Mapping[str, Any]) -> None:
-    """Refuse results that were made otherwise; where a folder is may have changed."""
-    config = json.loads(file.read_text(encoding="utf-8"))["config"]
-    had = config["model_args"] | config["gen_kwargs"]
-    for name in sorted((had.keys() | wanted.keys()) - {"completions", "peft"}):
-        if str(had.get(name)) != str(wanted.get(name)):
-            made = f"was made with {name}={had.get(name)}"
-            raise SystemExit(f"{file.parent}: {made}, and {wanted.get(name)} is wanted; name another OUT")
+def _check_same(file: Path, wanted: Mapping[str, Any], task: str, files: Mapping[str, str | None]) -> None:
+    """Refuse results that were made otherwise; where the folder of a store or a student is may have changed."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    had = content["config"]["model_args"] | content["config"]["gen_kwargs"]
+    data = content["configs"][task]["metadata"] if files else {}
+    pairs = {name: (had.get(name), wanted.get(name)) for name in (had.keys() | wanted.keys()) - {"completions", "peft"}}
+    pairs |= {name: (data.get(name), path) for name, path in files.items()}
+    for name, (was, would) in sorted(pairs.items()):
+        if str(was) != str(would):
+            raise SystemExit(f"{file.parent}: was made with {name}={was}, and {would} is wanted; name another OUT")
+
+
+def _check_newer(file: Path, student: Path) -> None:
+    """Refuse results that are older than the student, which was trained anew."""
+    if (student / RECORD).stat().st_mtime > file.stat().st_mtime:
+        raise SystemExit(
+            f"{file.parent}: is older than the student {student}; remove it, or name the new one otherwise"
+        )
 
 
 def _pairs(options: Mapping[str, Any]) -> str:

@@ -11,8 +11,10 @@ import dataclasses
 from pathlib import Path
 
 import commands
-from commands import POWER, STANDARD, TEMPERATURE, Run, adapter, evaluate, folder, metadata, parser, report
+from commands import POWER, STANDARD, TEMPERATURE, Run, adapter, evaluate, folder, parser, report
 from scores import summary, write
+
+from lm_power.distill.record import RECORD
 
 TEACHER = Run("teacher", POWER, task="power_mbpp_train", n=1)
 BASE = [Run("standard", STANDARD), Run("temperature", TEMPERATURE)]
@@ -30,7 +32,7 @@ def students(name: str) -> list[Run]:
 
 def train(model: str, data: Path, output: Path, seed: int, options: list[str]) -> None:
     """A student, unless it is there; one that was cut off goes on."""
-    again = ["--resume"] if (output / "distill.json").exists() else []
+    again = ["--resume"] if (output / RECORD).exists() else []
     where = ["--model", model, "--data", str(data), "--output", str(output), "--seed", str(seed)]
     commands.execute("lm_power.distill", *where, *options, *again)
 
@@ -42,7 +44,7 @@ def main() -> None:
     args, training = options.parse_known_args()
     runs = [run for run in BASE + students(args.student) if run.title in args.only]
     for seed in args.seeds:
-        evaluate(args, TEACHER, seed, metadata(mbpp_file=args.mbpp_file))
+        evaluate(args, TEACHER, seed, mbpp_file=args.mbpp_file)
         store = folder(args, TEACHER, seed) / "store"
         train(args.model, store, adapter(args, args.student, seed), seed, training)
         for run in runs:

@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -103,6 +104,9 @@ def test_math500_has_runs_of_its_own_with_the_chat_template(start, tmp_path):
     (store,) = (tmp_path / "out" / "seed0" / "math500-standard" / "store").glob("*.jsonl")
     prompts = [json.loads(line)["prompt"] for line in store.open(encoding="utf-8")]
     assert len(prompts) == 2 and all(prompt.startswith("<user>Can you solve") for prompt in prompts)
+    assert [command[0] for command in start("base", "--only", "standard", "--n", "1", *given)] == ["lm_power"]
+    with pytest.raises(SystemExit, match=r"math500_file=.*math500.jsonl, and other.jsonl is wanted; name another OUT"):
+        start("base", "--only", "standard", "--n", "1", *given[:-1], "other.jsonl")
 
 
 def test_a_student_is_evaluated_beside_its_base(start, tmp_path):
@@ -128,6 +132,9 @@ def test_a_student_is_evaluated_beside_its_base(start, tmp_path):
     rows = ["standard", "distilled, standard", "distilled, temperature"]
     assert titles(tmp_path / "out" / "pass_at_k.md") == rows
     assert sorted(titles(tmp_path / "out" / "methods.md")) == sorted(rows)
+    shutil.rmtree(tmp_path / "out" / "seed0" / "student")
+    with pytest.raises(SystemExit, match=r"is older than the student .*student; remove it, or name"):
+        start("distilled", *arguments, *training, "--learning_rate", "0.01")
 
 
 def test_methods_and_ablations_share_their_runs(start, tmp_path):
