@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--allow-differences", action="store_true",
-        help="compare runs that differ in documents, task version or N, using only the documents that all of them "
-        "have with the same prompt",
+        help="compare runs that differ in documents, prompts (a chat template, say), task version or N, using only the "
+        "documents that all of them have",
     )  # fmt: skip
     parser.add_argument(
         "--model-index", action="store_true", help="also write each model's results for its Hugging Face model card"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lm_power.errors import UserError
 from lm_power.report.naming import with_unique_labels
@@ -20,16 +20,20 @@ _Key = tuple[str, int]
 """A document: its hash, and which of the documents with that hash it is, in the order of their ids."""
 
 
-def match(runs: Sequence[Run], allow_differences: bool = False, same_n: bool = True) -> list[Comparison]:
+def match(
+    runs: Sequence[Run], allow_differences: bool = False, same_n: bool = True, same_prompts: bool = False
+) -> list[Comparison]:
     """The comparisons that the runs make: one per task and filter, in the order in which they first appear.
 
     A store knows prompts and no task: it joins every task of which it has prompts, and the other runs' documents are
-    looked up in it by their prompts. Stores alone are compared by their prompts.
+    looked up in it by their prompts. Stores alone are compared by their prompts; those that share none are different
+    tasks.
 
     Args:
         runs: as `reading.read_runs` made them.
-        allow_differences: compare runs that differ, using only the documents and prompts that they share.
+        allow_differences: compare runs that differ, using only the documents that they share.
         same_n: whether a different number of completions per problem is a difference.
+        same_prompts: leave out documents whose prompts differ, if differences are allowed.
 
     Raises:
         UserError: runs of a task differ in documents, prompts, version or N and may not (the message says what
@@ -40,18 +44,40 @@ def match(runs: Sequence[Run], allow_differences: bool = False, same_n: bool = T
         if run.task is not None:
             groups.setdefault((run.task, run.filter), []).append(run)
     stores = [run for run in runs if run.task is None]
-    if not groups:
-        return [_compare(STORE, None, stores, allow_differences, same_n)] if stores else []
+    if groups:
+        _join(stores, groups)
+    else:
+        groups = _tasks_of(stores)
+    return [
+        _compare(task, name, group, allow_differences, same_n, same_prompts) for (task, name), group in groups.items()
+    ]
+
+
+def _join(stores: Sequence[Run], groups: Mapping[tuple[str, str | None], list[Run]]) -> None:
+    """Add each store to the tasks whose prompts it has."""
+    evaluated = [(group, tuple(group)) for group in groups.values()]
     for store in stores:
-        hosts = [group for group in groups.values() if _shares_prompts(group[0], store)]
+        hosts = [(group, run) for group, own in evaluated for run in own if _shares_prompts(run, store)]
         if not hosts:
             raise UserError(
                 f"{store.folder}: the store has none of the prompts of {', '.join(task for task, _ in groups)}; give "
                 "the stores of those tasks, or make a report of the store alone"
             )
-        for group in hosts:
-            group.append(_as_evaluated(store, group[0]))
-    return [_compare(task, name, group, allow_differences, same_n) for (task, name), group in groups.items()]
+        for group, host in {id(group): (group, host) for group, host in reversed(hosts)}.values():
+            group.append(_as_evaluated(store, host))
+
+
+def _tasks_of(stores: Sequence[Run]) -> dict[tuple[str, str | None], list[Run]]:
+    """The stores' runs, those together that share prompts, directly or through others."""
+    found: list[list[int]] = []
+    for number, store in enumerate(stores):
+        with_it = [group for group in found if any(_shares_prompts(stores[other], store) for other in group)]
+        joined = sorted([number, *(other for group in with_it for other in group)])
+        found = sorted([joined, *(group for group in found if group not in with_it)])
+    groups = [[stores[number] for number in group] for group in found]
+    if len(groups) == 1:
+        return {(STORE, None): groups[0]}
+    return {(f"{STORE}, task {number}", None): group for number, group in enumerate(groups, start=1)}
 
 
 def _shares_prompts(run: Run, store: Run) -> bool:
@@ -73,7 +99,9 @@ def _as_evaluated(store: Run, host: Run) -> Run:
     )
 
 
-def _compare(task: str, name: str | None, runs: Sequence[Run], allow_differences: bool, same_n: bool) -> Comparison:
+def _compare(
+    task: str, name: str | None, runs: Sequence[Run], allow_differences: bool, same_n: bool, same_prompts: bool
+) -> Comparison:
     runs = with_unique_labels(runs)
     checks = (_versions, *([_ns] if same_n else []), _documents, _prompts)
     differences = [text for find in checks for text in find(runs)]
@@ -83,26 +111,25 @@ def _compare(task: str, name: str | None, runs: Sequence[Run], allow_differences
             f"{task}: these runs cannot be compared as they are:\n{listed}\n"
             "Give runs of the same documents, prompts, version and N, or compare what they share: --allow-differences."
         )
-    shared = _restricted(task, runs)
+    shared = _restricted(task, runs, same_prompts)
     notes = [f"Compared despite differences: {text}" for text in differences]
     if differences:
-        notes.append(f"Restricted to the {len(shared[0].problems)} documents with equal prompts that all runs share.")
+        equal = " with equal prompts" if same_prompts else ""
+        notes.append(f"Restricted to the {len(shared[0].problems)} documents{equal} that all runs share.")
     return Comparison(task=task, filter=name, runs=tuple(shared), notes=tuple(notes))
 
 
-def _restricted(task: str, runs: Sequence[Run]) -> list[Run]:
-    """The runs on the documents that all of them have with the same prompt, in the order of the first."""
-    keyed = [_keyed(run) for run in runs]
-    first = keyed[0]
+def _restricted(task: str, runs: Sequence[Run], same_prompts: bool) -> list[Run]:
+    """The runs on the documents that all of them have, with the same prompt if that is asked, in the first's order."""
+    first, *others = keyed = [_keyed(run) for run in runs]
     shared = [
         key
         for key, problem in first.items()
-        if all(key in other and other[key].prompt_hash == problem.prompt_hash for other in keyed[1:])
+        if all(key in other and (not same_prompts or other[key].prompt_hash == problem.prompt_hash) for other in others)
     ]
     if not shared:
-        raise UserError(
-            f"{task}: no document is shared, with the same prompt, by {_labels(runs)}; so there is nothing to compare"
-        )
+        what = "document with the same prompt" if same_prompts else "document"
+        raise UserError(f"{task}: no {what} is shared by {_labels(runs)}; so there is nothing to compare")
     return [_part(run, [problems[key] for key in shared]) for run, problems in zip(runs, keyed, strict=True)]
 
 

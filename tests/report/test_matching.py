@@ -59,7 +59,7 @@ DIFFERENCES = {
     "prompts": (
         with_problems(make_run("b", problems=5), lambda p: other_prompt(p) if p.doc_id in (1, 4) else p),
         r"prompts: 2 of 5 shared documents differ between 'b' and 'a'; document 1 .*'Think.' and its end",
-        3,
+        5,
     ),
     "version": (make_run("b", problems=5, task_version="2.0"), r"task version: 1.0 in 'a'; 2.0 in 'b'", 5),
     "N": (make_run("b", problems=5, n=8), r"completions per problem: 4 in 'a'; 8 in 'b'", 5),
@@ -77,7 +77,16 @@ def test_runs_that_differ_are_refused_unless_allowed(what):
     assert comparison.size == shared
     assert any(what in note or "completions per problem" in note for note in comparison.notes)
     for first, second in zip(*(run.problems for run in comparison.runs), strict=True):
-        assert (first.doc_hash, first.prompt_hash) == (second.doc_hash, second.prompt_hash)
+        assert first.doc_hash == second.doc_hash
+
+
+def test_documents_with_other_prompts_are_left_out_where_equal_prompts_are_needed():
+    """A forecast reweighs the completions of one prompt; those of another say nothing about it."""
+    (comparison,) = match([make_run("a", problems=5), DIFFERENCES["prompts"][0]], True, same_prompts=True)
+    assert [p.doc_id for p in comparison.runs[1].problems] == [0, 2, 3]
+    chat = with_problems(make_run("b", problems=5), other_prompt)
+    with pytest.raises(UserError, match="no document with the same prompt is shared by 'a', 'b'"):
+        match([make_run("a", problems=5), chat], True, same_prompts=True)
 
 
 def test_what_lm_eval_measured_on_all_documents_is_not_told_of_a_part():
@@ -120,6 +129,30 @@ def test_a_store_joins_the_task_whose_prompts_it_has():
         match([evaluated, with_problems(store, other_prompt)])
     with pytest.raises(UserError, match="documents: 4 in 'a', 2 in 'b', 2 shared"):
         match([evaluated, as_store(make_run("b", problems=2))])
+
+
+def test_a_store_joins_a_task_by_the_prompts_of_any_run_of_it():
+    """A base as it is beside one with a chat template, whose store is the one that is given."""
+    plain, chat = make_run("a", problems=3), with_problems(make_run("b", problems=3), other_prompt)
+    store = dataclasses.replace(as_store(chat), label="c")
+    (comparison,) = match([plain, chat, store], allow_differences=True)
+    assert comparison.size == 3
+    assert [p.prompt for p in comparison.runs[2].problems] == [p.prompt for p in chat.problems]
+    assert [p.doc_hash for p in comparison.runs[2].problems] == [p.doc_hash for p in plain.problems]
+
+
+def test_stores_without_a_common_prompt_are_tasks_of_their_own():
+    """A store keeps all that a command drew; each task in it has settings, and so a run, of its own."""
+    a, b = (as_store(make_run(label, problems=4)) for label in "ab")
+    c, d = (dataclasses.replace(with_problems(run, other_prompt), label=label) for run, label in ((a, "c"), (b, "d")))
+    (both,) = match([a, b])
+    assert both.task == "store"
+    first, second = match([c, a, d, b])
+    assert (first.task, second.task) == ("store, task 1", "store, task 2")
+    assert [run.label for run in first.runs] == ["c", "d"] and [run.label for run in second.runs] == ["a", "b"]
+    bridge = dataclasses.replace(a, label="e", problems=(*a.problems, *c.problems))
+    with pytest.raises(UserError, match="documents: 4 in 'c', 8 in 'e', 4 shared"):
+        match([c, a, bridge])
 
 
 def test_a_store_gets_no_verdicts_of_the_run_it_joins():

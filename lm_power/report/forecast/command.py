@@ -31,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for page, figure, CSV and JSON")
     parser.add_argument(
-        "--allow-differences", action="store_true", help="use the problems that all runs share, instead of refusing"
-    )
+        "--allow-differences", action="store_true",
+        help="use the problems that all runs share with the same prompt, instead of refusing",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ def read_material(sources: Sequence[str], allow_differences: bool = False) -> li
     for run in logged:
         _check_method(run)
     pooled = pool([_with_log_probs(run, stores) for run in logged])
-    return [_material(comparison) for comparison in match(pooled, allow_differences, same_n=False)]
+    return [_material(comparison) for comparison in match(pooled, allow_differences, same_n=False, same_prompts=True)]
 
 
 def pool(runs: Sequence[Run]) -> list[Run]:
