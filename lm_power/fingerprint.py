@@ -14,7 +14,7 @@ import torch
 if TYPE_CHECKING:
     from torch import nn
 
-_SAMPLES = 64  # numbers read from each tensor
+_SAMPLES = 64  # numbers read from each tensor; of embeddings, at least one from each token's row
 # Parts of a configuration that say where a model came from, or are decided and recorded elsewhere.
 _NOT_THE_LAW = {
     "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache",
@@ -26,8 +26,9 @@ def fingerprint(model: nn.Module, dtypes: Mapping[str, torch.dtype] | None = Non
     """16 hex digits that hash the configuration and the name, shape, dtype and some values of every weight.
 
     Training, merging, an adapter, another dtype or re-initialised weights change values everywhere, so 64 numbers per
-    tensor tell them apart at a cost of milliseconds. The configuration tells apart what the weights do not, such as
-    rotary scaling and attention windows. Of weights offloaded to the meta device only name and shape count.
+    tensor tell them apart at a cost of milliseconds. Embeddings may be trained for a few tokens alone, so a number of
+    every token's row is read. The configuration tells apart what the weights do not, such as rotary scaling and
+    attention windows. Of weights offloaded to the meta device only name and shape count.
 
     Args:
         model: on any device or devices.
@@ -40,6 +41,7 @@ def _digest(config: Any, weights: Mapping[str, torch.Tensor], dtypes: Mapping[st
     digest = hashlib.blake2b(digest_size=8)
     settings = {} if config is None else config.to_dict()
     shape = {name: value for name, value in settings.items() if name not in _NOT_THE_LAW}
+    vocabulary = None if config is None else getattr(config.get_text_config(), "vocab_size", None)
     digest.update(json.dumps(shape, sort_keys=True, default=str).encode())
     for name, tensor in sorted(weights.items()):
         dtype = dtypes.get(name, tensor.dtype)
@@ -47,6 +49,8 @@ def _digest(config: Any, weights: Mapping[str, torch.Tensor], dtypes: Mapping[st
         if tensor.numel() and tensor.device.type != "meta":
             flat = tensor.detach().reshape(-1)
             step = max(1, flat.numel() // _SAMPLES) | 1  # odd: not the same column of every row
+            if tensor.dim() == 2 and tensor.shape[0] == vocabulary:
+                step = min(step, max(1, tensor.shape[1] - 1) | 1)  # at most a row
             digest.update(flat[::step].to(dtype).to("cpu", torch.float64).numpy().tobytes())
     return digest.hexdigest()
 
@@ -56,7 +60,8 @@ def checkpoint_fingerprint(
 ) -> str | None:
     """The `fingerprint` that transformers' model of a checkpoint would have, from its files and without loading it.
 
-    It is for engines that keep the weights to themselves. Only a few pages of each tensor are read.
+    It is for engines that keep the weights to themselves. Only embeddings are read whole, and a few pages of each
+    other tensor.
 
     Args:
         pretrained: hub id (of a model in the cache) or folder.

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from transformers import PreTrainedConfig
 
 import lm_power.store as store_module
 from lm_power.completion import Completion, Stats, Steps
@@ -365,6 +366,20 @@ def test_fingerprint_tells_models_apart():
     moved.config._name_or_path = "elsewhere"
     moved.config.eos_token_id = [0, 5]  # is part of the key itself
     assert fingerprint(moved) == base
+
+
+@pytest.mark.parametrize("columns", [15, 16])
+def test_fingerprint_knows_the_row_of_every_token(columns):
+    """New tokens are often trained alone, and all other weights stay as they are."""
+    table = torch.nn.Embedding(997, columns)
+    table.config = PreTrainedConfig(vocab_size=997)
+    base = fingerprint(table)
+    for token in range(0, 997, 7):
+        with torch.no_grad():
+            table.weight[token] *= -1
+            assert fingerprint(table) != base, token
+            table.weight[token] *= -1
+    assert fingerprint(table) == base
 
 
 def test_opening_is_quiet(tmp_path, caplog):
