@@ -22,7 +22,7 @@ from lm_power.engine.engine import Engine
 from lm_power.engine.out_of_memory import out_of_memory
 from lm_power.engine.paired import AnyBackend, PairedBackend
 from lm_power.engine.stopping import StopStrings
-from lm_power.errors import LMPowerError, one_line
+from lm_power.errors import LMPowerError, UnavailableError, one_line
 from lm_power.target import Drawn, draw_next, draw_next_at_once
 
 logger = logging.getLogger(__name__)
@@ -53,18 +53,24 @@ def tried_backend(
 
     Raises:
         UnsupportedModelError: the engine cannot serve this model, whatever its attention, or the two together.
-        RuntimeError: `cuda_graphs=True`, and recorded steps fail or disagree with plain ones.
+        UnavailableError: `cuda_graphs=True`, and steps cannot be recorded here, or recorded ones fail or disagree with
+            plain ones.
     """
     target = _with_an_attention_that_works(model, cuda_graphs, torch_compile)
     backend: AnyBackend = target
     if proposer is not None:
         backend = PairedBackend(target, _with_an_attention_that_works(proposer, cuda_graphs, torch_compile))
+    if cuda_graphs and not backend.replays:  # on CUDA a warning has said why
+        device = backend.input_device.type
+        raise UnavailableError(
+            f"cuda_graphs=True: this model's decode steps cannot be recorded on {device}; leave it out"
+        )
     if backend.replays and (reason := failure(lambda: try_draw(backend.input_device, backend.vocabulary))):
         backend.compiles_draw = False
         _warn("the compiled draw", reason, "the plain one, which is slower", "")
     if backend.replays and (reason := failure(lambda: try_recorded_steps(backend))):
         if cuda_graphs:
-            raise RuntimeError(
+            raise UnavailableError(
                 f"cuda_graphs=True: recorded decode steps do not work here: {reason}; set cuda_graphs=False"
             )
         backend.replays = False

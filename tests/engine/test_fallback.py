@@ -13,6 +13,7 @@ from lm_power import PowerSampler
 from lm_power.engine import UnsupportedModelError, attention, decode_step
 from lm_power.engine.attention import chosen_instead_of, prefer_spans
 from lm_power.engine.fallback import REPORT, try_draw
+from lm_power.errors import UnavailableError
 from lm_power.target import draw_next_at_once
 
 OPTIONS = {"method": "standard", "max_new_tokens": 8, "seed": 3}
@@ -79,6 +80,13 @@ def test_recorded_steps_that_fail_or_disagree_are_switched_off(graphs, monkeypat
         assert part in record.getMessage()
     with pytest.raises(RuntimeError, match=rf"cuda_graphs=True.*{says}.*cuda_graphs=False"):
         sampler(make_model("qwen2"), cuda_graphs=True)
+
+
+def test_recorded_steps_that_are_asked_for_where_there_is_no_gpu_are_refused():
+    """Guards: an option without effect; by default the same model is taken as it is."""
+    with pytest.raises(UnavailableError, match=r"cuda_graphs=True: .* cannot be recorded on cpu; leave it out"):
+        sampler(make_model("qwen2"), cuda_graphs=True)
+    assert not sampler(make_model("qwen2")).host.backend.replays
 
 
 def test_a_step_that_cannot_be_recorded_is_switched_off(graphs_on_the_cpu, caplog):  # noqa: F811
