@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lm_power.decoding import IntArray
-from lm_power.remote.decoder import Answer, ServerError
+from lm_power.remote.queries import Answer, ServerError
 from lm_power.remote.topk import TopLists
 
 _PREFIX = "token_id:"
@@ -85,6 +85,8 @@ def answer_of(response: Any, top: int, model: str) -> Answer:
         raise NoLists(f"returns log-probs in another form than vLLM's ({error})") from error
     if not len(tokens) == len(lengths) == len(own):
         raise NoLists(f"returns {len(tokens)} tokens with {len(own)} log-probs and {len(lengths)} lists")
+    if not lengths.all():
+        raise NoLists("lists no token at all beside some that it has drawn")
     if not (np.isfinite(own).all() and np.isfinite(log_p).all()):
         raise ServerError(
             f"model={model} has log-probs that are not finite (NaN or inf): see that it is served in a dtype of larger "

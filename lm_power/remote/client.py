@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lm_power.config import OptionError
 from lm_power.remote.answers import Transient, answer_of, message_in
-from lm_power.remote.decoder import Answer, Query, ServerError
 from lm_power.remote.places import Card, Place, cards, places
+from lm_power.remote.queries import Answer, Query, ServerError
 
 if TYPE_CHECKING:
     import aiohttp

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from lm_power.config import near_matches
 from lm_power.remote.answers import NoLists, Transient, answer_of
 from lm_power.remote.client import API_KEY, HTTPClient, Refused
-from lm_power.remote.decoder import Answer, ServerError
 from lm_power.remote.places import Card, Place, cards
+from lm_power.remote.queries import Answer, ServerError
 from lm_power.remote.trials import Trial, Unsuitable, probe_of, try_engine
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from lm_power.decoding import Measures
 from lm_power.engine.stopping import eos_ids
 from lm_power.loading import check_vocabulary, named_by
 from lm_power.remote.client import HTTPClient
-from lm_power.remote.decoder import Client, TopKDecoder, Traffic
+from lm_power.remote.decoder import TopKDecoder, Traffic
 from lm_power.remote.places import Card
 from lm_power.remote.preflight import check, try_out
+from lm_power.remote.queries import Client
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lm_power.config import OptionError
-from lm_power.remote.decoder import Answer, ServerError
+from lm_power.remote.queries import Answer, ServerError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

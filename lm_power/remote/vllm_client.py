@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from lm_power.engine.out_of_memory import out_of_memory
 from lm_power.errors import one_line
 from lm_power.remote.client import NEUTRAL
-from lm_power.remote.decoder import Answer, Query, ServerError
+from lm_power.remote.queries import Answer, Query, ServerError
 from lm_power.remote.topk import TopLists
 
 
@@ -34,7 +35,7 @@ class EngineClient:
         self._kept: dict[int, Any] = {}  # by number, what has come and nobody has polled for yet
 
     def add(self, number: int, query: Query) -> None:
-        """Hand a query to the engine, which begins with it at the next `poll`."""
+        """Hand a query to the engine, which begins with it at the next `poll`. Raises `ServerError` if it refuses."""
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
@@ -53,8 +54,9 @@ class EngineClient:
             **NEUTRAL,
         )
         name = f"lm-power-{next(self._names)}"
+        with _told():
+            self._engine.add_request(name, tokens_input(list(query.tokens)), parameters, lora_request=self._lora)
         self._numbers[name] = number
-        self._engine.add_request(name, tokens_input(list(query.tokens)), parameters, lora_request=self._lora)
 
     def poll(self, wanted: Container[int]) -> list[tuple[int, Answer]]:
         """Let the engine work until a wanted query has been answered.
@@ -65,24 +67,14 @@ class EngineClient:
         while not (ready := [number for number in self._kept if number in wanted]):
             if not self._engine.has_unfinished_requests():
                 raise ServerError("vLLM has lost requests: its engine is idle, and answers are missing")
-            for output in self._step():
+            with _told():
+                outputs = self._engine.step()
+            for output in outputs:
                 number = self._numbers.get(output.request_id)
                 if number is not None and output.finished:
                     del self._numbers[output.request_id]
                     self._kept[number] = output.outputs[0]
         return [(number, answer_of(self._kept.pop(number), self.top)) for number in ready]
-
-    def _step(self) -> Sequence[Any]:
-        try:
-            outputs: Sequence[Any] = self._engine.step()
-        except Exception as error:  # vLLM has no base class of its own for them, and its log tells more
-            if out_of_memory(error) is not None:
-                raise  # the sampler goes on with fewer rows
-            raise ServerError(
-                f"vLLM's engine has failed ({type(error).__name__}: {one_line(error, 200)}); what is stored stays: "
-                "start the same command again"
-            ) from error
-        return outputs
 
     def abort(self, numbers: Sequence[int]) -> None:
         """Have the engine drop queries."""
@@ -98,6 +90,20 @@ class EngineClient:
     def close(self) -> None:
         """Drop all queries. The engine lives on: it belongs to whoever made it."""
         self.abort([*self._numbers.values(), *self._kept])
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Raise `ServerError` for what vLLM raises, which has no base class of its own; its log tells more."""
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error) is not None:
+            raise  # the sampler goes on with fewer rows
+        raise ServerError(
+            f"vLLM's engine has failed ({type(error).__name__}: {one_line(error, 200)}); what is stored stays: "
+            "start the same command again"
+        ) from error
 
 
 def answer_of(completion: Any, top: int) -> Answer:

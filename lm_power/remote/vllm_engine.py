@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from lm_power.config import OptionError
 from lm_power.engine.stopping import eos_ids
-from lm_power.remote.decoder import Answer, Query, ServerError
 from lm_power.remote.places import Card
+from lm_power.remote.queries import Answer, Query, ServerError
 from lm_power.remote.server import Server, check_top
 from lm_power.remote.trials import Trial, probe_of, try_engine
 from lm_power.remote.vllm_client import EngineClient
@@ -182,6 +182,7 @@ class _EngineTrial(Trial):
         except ServerError as error:
             raise self.unsuitable(str(error), "nothing has been drawn") from error
         finally:
+            self._client.abort([0])  # where the trial was interrupted
             self._client.eos_ids = eos_ids
         return answer, ""
 

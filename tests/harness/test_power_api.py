@@ -20,7 +20,7 @@ from remote.fake_server import FakeServer, Ways, of_model
 
 from lm_power import OptionError, PowerSampler
 from lm_power.harness.power_api import PowerAPI
-from lm_power.remote.decoder import ServerError
+from lm_power.remote.queries import ServerError
 from lm_power.store import read_store
 
 OPTIONS = {"mcmc_steps": 2, "block_size": 4, "num_concurrent": 4, "top_logprobs": 6, "explore": 0.1}

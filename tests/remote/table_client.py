@@ -13,7 +13,8 @@ from lm_power.chains import Algorithm
 from lm_power.engine import StopStrings
 from lm_power.jobs import Job
 from lm_power.progress import Progress
-from lm_power.remote.decoder import Answer, Query, TopKDecoder
+from lm_power.remote.decoder import TopKDecoder
+from lm_power.remote.queries import Answer, Query
 from lm_power.remote.topk import TopLists
 from lm_power.scheduler import Scheduler
 

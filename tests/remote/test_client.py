@@ -21,8 +21,9 @@ from lm_power.jobs import Job
 from lm_power.remote import client as client_module
 from lm_power.remote.answers import Transient, answer_of
 from lm_power.remote.client import HTTPClient, Refused
-from lm_power.remote.decoder import Query, ServerError, TopKDecoder
+from lm_power.remote.decoder import TopKDecoder
 from lm_power.remote.places import Card, places
+from lm_power.remote.queries import Query, ServerError
 from lm_power.remote.server import Server
 
 TOP, EOS, VOCABULARY = 3, (4, 5), 6
@@ -371,6 +372,7 @@ def test_a_list_does_not_depend_on_what_was_drawn() -> None:
         (response(tops=({"the": -1.0},)), ServerError, "as texts"),
         (response(own=(None,)), ServerError, "in another form than vLLM"),
         (response(tops=([-1.0],)), ServerError, "in another form than vLLM"),
+        (response(tops=({},)), ServerError, "lists no token at all"),  # each draw of which would be made again
         (response(own=(float("nan"),)), ServerError, "not finite"),
         (response(tops=({"token_id:1": float("-inf")},)), ServerError, "not finite"),
     ],

@@ -31,7 +31,8 @@ from lm_power.chains.tempering import Tempering
 from lm_power.config import SamplerConfig
 from lm_power.decoding import FinishedBy, Measures, Request
 from lm_power.engine import StopStrings
-from lm_power.remote.decoder import ServerError, TopKDecoder, seed_of
+from lm_power.remote.decoder import TopKDecoder, seed_of
+from lm_power.remote.queries import ServerError
 
 
 def test_single_draws_are_from_q_k() -> None:

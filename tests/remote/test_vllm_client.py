@@ -15,7 +15,8 @@ from toy import agreement
 
 from lm_power import OptionError, PowerSampler
 from lm_power.decoding import Request
-from lm_power.remote.decoder import Query, ServerError, TopKDecoder
+from lm_power.remote.decoder import TopKDecoder
+from lm_power.remote.queries import Query, ServerError
 from lm_power.remote.server import Server
 from lm_power.remote.vllm_client import EngineClient
 from lm_power.remote.vllm_engine import engine_options, serve
@@ -221,6 +222,35 @@ def test_an_engine_that_dies(monkeypatch, error, seen) -> None:
     with pytest.raises(Exception, match=seen) as caught:
         decoder.step()
     assert isinstance(caught.value, ServerError) == isinstance(error, EngineDeadError)
+
+
+def test_an_engine_that_refuses_a_request(monkeypatch) -> None:
+    """Guards a bare error of vLLM's, and a request that the client waits for although nobody has it."""
+    decoder = decoder_of(table(), 1)
+    decoder.load(0, PROMPT)
+
+    def refuse(engine: Engine, *arguments: object, **options: object) -> None:
+        raise ValueError("the prompt is longer than max_model_len")
+
+    with monkeypatch.context() as patch, pytest.raises(ServerError, match="longer than max_model_len"):
+        patch.setattr(Engine, "add_request", refuse)
+        decoder.submit(0, request(horizon=2))
+    decoder.rollback(0)
+    decoder.submit(0, request(horizon=2))
+    assert [row for row, _ in settled(decoder)] == [0]
+
+
+def test_an_interrupted_trial_leaves_nothing_behind(monkeypatch) -> None:
+    """Guards the answer to one trial's query, which the next would take for that to its own."""
+    llm = table()
+
+    def interrupt(engine: Engine) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Engine, "step", interrupt)
+        serve(llm, "table", None, top_logprobs=TOP)
+    assert not llm.llm_engine.running
 
 
 def test_log_probs_that_are_not_finite() -> None:
