@@ -156,7 +156,8 @@ def test_methods_and_ablations_share_their_runs(start, tmp_path):
     assert "mcmc_steps=0" in without[without.index("--model_args") + 1]
     assert "mcmc_steps=10" in paper[paper.index("--model_args") + 1] and store.read_bytes() == before
     assert len((tmp_path / "out" / "ablation-mcmc_steps.md").read_text().splitlines()) == 4
-    assert (tmp_path / "out" / "ablation-mcmc_steps.svg").stat().st_size > 1000
+    for name in ("ablation-mcmc_steps.svg", "ablations.svg"):
+        assert (tmp_path / "out" / name).stat().st_size > 1000
 
 
 def test_every_setting_is_one_that_the_sampler_takes(start):
