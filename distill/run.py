@@ -28,7 +28,8 @@ from lm_power.distill.record import Record
 from lm_power.distill.sources import find_files, kind_of
 from lm_power.distill.student import Student, load_student
 from lm_power.distill.teacher import TeacherData, read_teacher
-from lm_power.distill.trainer import AtStart, DistillTrainer, EarlyStopping, LossWatch, training_arguments
+from lm_power.distill.trainer import AtStart, DistillTrainer, EarlyStopping, LossWatch
+from lm_power.distill.training_arguments import training_arguments
 from lm_power.distill.windows import TrainingData, padded_tokens, shuffled, training_data
 
 _PACKAGES = ("lm-power", "torch", "transformers", "peft", "accelerate")
