@@ -209,11 +209,14 @@ class HTTPClient:
                 response = await self.post(place, "/completions", body, rank)
                 if place.vouched < place.connections:
                     await self._look_again(place)
-                return answer_of(response, self.top, self.model)
+                answer = answer_of(response, self.top, self.model)
+                place.told = False
+                return answer
             except Transient as error:
                 failed_at = clock() if failed_at is None else failed_at
                 left, wait = failed_at + self._patience - clock(), max(pause, error.pause or 0.0)
                 if wait > left:
+                    place.told = False  # another run is told of it again
                     why = f"no answer in {self._patience:g} s of trying"
                     if error.pause is not None and error.pause > self._patience:
                         why = f"asks to wait for {error.pause:g} s, and patience={self._patience:g}"
@@ -221,9 +224,9 @@ class HTTPClient:
                         f"{place.shown}: {why} ({error}); what is stored stays: see to the server, and start the same "
                         "command again"
                     ) from error
-                if not place.failed:
+                if not place.told:
                     logger.warning("%s: %s; trying again for up to %g s", place.shown, error, self._patience)
-                place.failed = True
+                place.failed = place.told = True
                 await asyncio.sleep(wait)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -236,7 +239,8 @@ class HTTPClient:
                 f"{place.shown}: serves {card or 'the model no longer'}, and served {place.card} when this run began; "
                 "start the server with the model that the run began with, and the same command again"
             )
-        place.failed, place.vouched = False, max(place.vouched, connections)
+        place.failed = False
+        place.vouched = max(place.vouched, connections)
 
     async def _request(
         self, place: Place, method: str, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str]

@@ -65,6 +65,7 @@ class Place:
         shown: the same without user and password.
         card: of the model; None until it was looked at.
         failed: the last try did.
+        told: a warning has said so.
         connections: made to it so far.
         vouched: how many of these had been made when it last told its model.
     """
@@ -73,6 +74,7 @@ class Place:
     shown: str
     card: Card | None = None
     failed: bool = False
+    told: bool = False
     connections: int = 0
     vouched: int = 0
 

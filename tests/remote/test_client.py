@@ -195,6 +195,17 @@ def test_a_server_that_stays_away(served) -> None:
         outcome(sampler(base_url="http://127.0.0.1:9/v1", patience=0.3))
 
 
+def test_every_run_is_told_of_an_outage(served, caplog) -> None:
+    """Guards a second run on the same sampler, which waits for minutes without a word."""
+    server, sampler = served
+    server.ways.faults = dict.fromkeys(range(10**4), 503)
+    made = sampler(1, patience=0.3)
+    for run in (1, 2):
+        with pytest.raises(ServerError, match="no answer in"):
+            outcome(made)
+        assert sum("trying again for up to 0.3 s" in record.message for record in caplog.records) == run
+
+
 def test_a_server_that_asks_for_more_patience_than_there_is(served) -> None:
     """Guards a run that ends at the first try, and says that it tried for minutes."""
     server, sampler = served
