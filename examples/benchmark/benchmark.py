@@ -117,12 +117,10 @@ def load(args: argparse.Namespace) -> tuple[PowerSampler, list[list[int]]]:
         prompts = read_prompts(args.prompts_file or PROBLEMS)
     if not prompts:
         raise OptionError(f"--prompts-file {args.prompts_file}: must have at least one line that is not empty")
+    # On a GPU recorded steps must work, so that nothing slower is measured in their place.
+    recorded = False if args.no_cuda_graphs else True if model.device.type == "cuda" else None
     sampler = PowerSampler(
-        model.eval(),
-        tokenizer,
-        max_rows=args.rows,
-        cuda_graphs=not args.no_cuda_graphs,
-        torch_compile=args.torch_compile,
+        model.eval(), tokenizer, max_rows=args.rows, cuda_graphs=recorded, torch_compile=args.torch_compile
     )
     return sampler, [list(sampler.encode(prompt)) for prompt in prompts[: args.prompts]]
 
