@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from commands import POWER, Run, evaluate, parser
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scores import accuracy, finished, log_p, over_problems, self_reward, table, tokens, write
@@ -60,7 +61,8 @@ def save(file: Path, found: Mapping[str, Mapping[str, Point]]) -> None:
         axes.tick_params(labelbottom=True)
     for axes in panels[len(found) :]:
         axes.remove()
-    figure.savefig(file)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "lm-power"}):  # text as text; equal data, equal file
+        figure.savefig(file, metadata={"Date": None})
 
 
 def main() -> None:
