@@ -169,9 +169,9 @@ def _fresh_adapter(base: PreTrainedModel, config: DistillConfig, targets: tuple[
 
 def _check_adapter(folder: str, model: str, base_fingerprints: Mapping[str, str]) -> None:
     """Refuse an adapter that was made for another base."""
-    from lm_power.distill.record import public_name, read_record
+    from lm_power.distill.record import ADAPTER, public_name, read_record
 
-    path = Path(folder) / "adapter_config.json"
+    path = Path(folder) / ADAPTER
     try:
         named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError) as error:

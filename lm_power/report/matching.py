@@ -57,13 +57,14 @@ def _join(stores: Sequence[Run], groups: Mapping[tuple[str, str | None], list[Ru
     """Add each store to the tasks whose prompts it has."""
     evaluated = [(group, tuple(group)) for group in groups.values()]
     for store in stores:
-        hosts = [(group, run) for group, own in evaluated for run in own if _shares_prompts(run, store)]
+        firsts = ((group, next((run for run in own if _shares_prompts(run, store)), None)) for group, own in evaluated)
+        hosts = [(group, host) for group, host in firsts if host is not None]
         if not hosts:
             raise UserError(
                 f"{store.folder}: the store has none of the prompts of {', '.join(task for task, _ in groups)}; give "
                 "the stores of those tasks, or make a report of the store alone"
             )
-        for group, host in {id(group): (group, host) for group, host in reversed(hosts)}.values():
+        for group, host in hosts:
             group.append(_as_evaluated(store, host))
 
 
